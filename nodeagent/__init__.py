@@ -1,0 +1,1 @@
+"""A node agent for Istio's ambient mode."""

@@ -1,0 +1,1 @@
+"""Where pods come from, and where their status goes."""

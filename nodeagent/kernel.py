@@ -1,0 +1,38 @@
+"""The raw system calls that Python 3.11 does not offer.
+
+Every function is one call to the kernel and raises ``OSError``, nothing else.
+"""
+
+import ctypes
+import fcntl
+import os
+
+CLONE_NEWNET = 0x4000_0000
+_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def setns(fd: int, nstype: int) -> None:
+    """Move the calling thread into the namespace behind `fd`."""
+    if _libc.setns(fd, nstype) != 0:
+        raise _error()
+
+
+def unshare(flags: int) -> None:
+    """Give the calling thread new namespaces of its own."""
+    if _libc.unshare(flags) != 0:
+        raise _error()
+
+
+def namespace_type(fd: int) -> int:
+    """Return the ``CLONE_NEW…`` constant of the namespace behind `fd`.
+
+    Raises ``OSError`` (ENOTTY) if `fd` is not a namespace.
+    """
+    return fcntl.ioctl(fd, _NS_GET_NSTYPE)
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

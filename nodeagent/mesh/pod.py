@@ -1,0 +1,63 @@
+"""Pods and Kubernetes namespaces as the agent needs them, and nothing more."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import NewType
+
+PodUID = NewType("PodUID", str)
+IPAddress = IPv4Address | IPv6Address
+
+TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What a pod source knows about one pod. Two values are equal if nothing changed for us."""
+
+    uid: PodUID
+    name: str
+    namespace: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Only those in `RELEVANT_ANNOTATIONS`."""
+    addresses: tuple[IPAddress, ...] = ()
+    service_account: str = "default"
+    host_network: bool = False
+    phase: str = "Running"
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def ended(self) -> bool:
+        """Its containers have ended for good. Deletion alone does not make it so."""
+        return self.phase in TERMINAL_PHASES
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A Kubernetes namespace: its labels decide for the pods in it."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+SIDECAR_STATUS = "sidecar.istio.io/status"
+NETNS_PATH = "nodeagent.io/netns"
+REDIRECTION = "ambient.istio.io/redirection"
+BYPASS_INBOUND_CAPTURE = "ambient.istio.io/bypass-inbound-capture"
+DNS_CAPTURE = "ambient.istio.io/dns-capture"
+REROUTE_VIRTUAL_INTERFACES = "istio.io/reroute-virtual-interfaces"
+
+RELEVANT_ANNOTATIONS = frozenset(
+    {
+        SIDECAR_STATUS,
+        NETNS_PATH,
+        REDIRECTION,
+        BYPASS_INBOUND_CAPTURE,
+        DNS_CAPTURE,
+        REROUTE_VIRTUAL_INTERFACES,
+    }
+)
+"""The annotations that the agent reads; a pod source drops the others (L25)."""

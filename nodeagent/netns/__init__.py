@@ -1,0 +1,1 @@
+"""Finding, verifying, holding and entering network namespaces."""

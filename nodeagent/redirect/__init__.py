@@ -1,0 +1,1 @@
+"""What stands in the kernel: rules, routes and the watch over them."""

@@ -1,0 +1,1 @@
+"""The ztunnel socket: codec, one connection's session, the server."""
