@@ -1,0 +1,24 @@
+"""How long to wait before the next try."""
+
+import random
+
+FIRST = 0.005
+LONGEST = 5.0
+
+
+class Backoff:
+    """Doubles from 5 ms to 5 s (the project's own contract, enrolment.md), with jitter."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = FIRST
+
+    def delay(self) -> float:
+        """Seconds until the next try: between half and all of the current step."""
+        step, self._next = self._next, min(self._next * 2, LONGEST)
+        return step * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
+
+    def reset(self) -> None:
+        """Start over: the last try succeeded, or what was tried has changed."""
+        self._next = FIRST

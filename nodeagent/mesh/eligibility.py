@@ -1,0 +1,72 @@
+"""Who should be enrolled, and why: the one place where that is decided (L26)."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from nodeagent.mesh.pod import SIDECAR_STATUS, Namespace, Pod
+from nodeagent.mesh.selector import DEFAULT_ENABLEMENT, EnablementSelectors
+
+
+class Wanted(Enum):
+    """Whether a pod belongs in the mesh. Not knowing is an answer of its own (L16)."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided for a pod, with the reason in words."""
+
+    wanted: Wanted
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The settings that decide."""
+
+    enablement: EnablementSelectors = DEFAULT_ENABLEMENT
+    system_namespace: str = "istio-system"
+    excluded_namespaces: frozenset[str] = frozenset({"kube-system"})
+
+
+def decide(pod: Pod, namespace: Namespace | None, policy: Policy) -> Decision:
+    """Decide for `pod`; `namespace` is None where it has not been seen yet."""
+    selected = _selected(pod, namespace, policy.enablement)
+    if selected.wanted is Wanted.NO:
+        return selected
+    if (obstacle := _obstacle(pod, policy)) is not None:
+        return Decision(Wanted.NO, obstacle)
+    return selected
+
+
+def _selected(pod: Pod, namespace: Namespace | None, enablement: EnablementSelectors) -> Decision:
+    opted_out = None
+    for pair in enablement:
+        pod_matches = pair.pods.matches(pod.labels)
+        if not pair.namespaces.requirements:
+            if pod_matches:
+                return Decision(Wanted.YES, f"pod matches {pair.pods}")
+        elif namespace is not None and pair.namespaces.matches(namespace.labels):
+            if pod_matches:
+                return Decision(Wanted.YES, f"namespace matches {pair.namespaces}")
+            opted_out = f"namespace matches {pair.namespaces}, but the pod not {pair.pods}"
+    if namespace is None and any(pair.pods.matches(pod.labels) for pair in enablement):
+        return Decision(Wanted.UNKNOWN, f"namespace {pod.namespace} has not been seen yet")
+    return Decision(Wanted.NO, opted_out or "no enablement selector matches")
+
+
+def _obstacle(pod: Pod, policy: Policy) -> str | None:
+    if pod.host_network:
+        return "uses the host's network"
+    if SIDECAR_STATUS in pod.annotations:
+        return f"has a sidecar (annotation {SIDECAR_STATUS})"
+    if pod.namespace in policy.excluded_namespaces:
+        return f"namespace {pod.namespace} is excluded"
+    if pod.namespace == policy.system_namespace and pod.labels.get("app") == "ztunnel":
+        return "is ztunnel itself"
+    if pod.ended:
+        return f"has ended (phase {pod.phase})"
+    return None

@@ -1,0 +1,192 @@
+"""What is done for one pod, step by step, from the top, until it holds.
+
+Every step is idempotent and looks before it writes, so a run that was cut off
+anywhere, even by SIGKILL, is simply made again.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Generic, Protocol
+
+import structlog
+
+from nodeagent.mesh.eligibility import Wanted
+from nodeagent.mesh.errors import GiveUpError, RetryError
+from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.mesh.workload import N, N_co, N_contra, Redirection, State, Workload
+
+log = structlog.get_logger()
+
+
+class RefusedError(RetryError):
+    """ztunnel answered with an error; it tries again by itself, and so do we."""
+
+
+class NamespaceFinder(Protocol[N_co]):
+    """Finds network namespaces."""
+
+    async def find(self, pod: Pod) -> N_co:
+        """Open and verify the pod's namespace; the caller owns it.
+
+        Raises ``RetryError`` where it is not there yet, ``GiveUpError`` where it
+        can never be the pod's.
+        """
+
+
+class Redirector(Protocol[N_contra]):
+    """Keeps the rules and routes inside a namespace."""
+
+    async def ensure(self, namespace: N_contra, pod: Pod) -> tuple[str, ...]:
+        """Make them what `pod` should have. Returns what differed, in words."""
+
+    async def remove(self, namespace: N_contra) -> bool:
+        """Take out everything of ours. Returns whether anything stood there."""
+
+
+class Ztunnels(Protocol[N_contra]):
+    """The ztunnels that are connected."""
+
+    async def offer(self, pod: Pod, namespace: N_contra) -> bool:
+        """Hand the pod over. Returns whether a ztunnel has accepted it; False: none is there.
+
+        Raises ``RefusedError`` where ztunnel refuses.
+        """
+
+    def keep(self, uid: PodUID) -> None:
+        """The pod is wanted, but its namespace is not known: ztunnel keeps what it has."""
+
+    async def withdraw(self, uid: PodUID) -> None:
+        """Tell every ztunnel that was told of the pod; returns when all were."""
+
+
+class Reporter(Protocol):
+    """Tells the cluster. Returns at once; delivery is the reporter's own matter."""
+
+    def report(self, pod: Pod, redirection: Redirection | None) -> None:
+        """The pod's redirection is this now; None: it is not redirected."""
+
+    def failed(self, pod: Pod, reason: str) -> None:
+        """The enrolment has failed for good, until something about the pod changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts(Generic[N]):
+    """What the heart asks of the rest of the agent."""
+
+    namespaces: NamespaceFinder[N]
+    redirector: Redirector[N]
+    ztunnels: Ztunnels[N]
+    reporter: Reporter
+
+
+async def reconcile(row: Workload[N], parts: Parts[N]) -> None:
+    """Bring what stands on the node to what is wanted for the pod now."""
+    if row.gone:
+        await _release(row, parts)
+    elif row.decision.wanted is Wanted.YES:
+        await _enrol(row, parts)
+    elif row.decision.wanted is Wanted.NO:
+        await _remove(row, parts)
+    elif row.namespace is not None:
+        # Not knowing is no reason to let a pod out of the mesh (L16).
+        await _enrol(row, parts)
+    else:
+        parts.ztunnels.keep(row.uid)
+        row.be(State.WAITING, row.decision.reason)
+
+
+async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
+    pod = row.pod
+    if not pod.addresses and row.namespace is None:
+        parts.ztunnels.keep(row.uid)
+        row.be(State.WAITING, "has no address yet")
+        return
+    if pod.addresses:  # an enrolled pod can lose them for a moment (L9)
+        await _hold(row, pod, parts)
+    namespace = row.namespace
+    assert namespace is not None  # noqa: S101 - tells mypy what the lines above made so
+    await _redirect(row, pod, namespace, parts)
+    try:
+        if await parts.ztunnels.offer(pod, namespace):
+            row.accepted = True
+    except RefusedError:
+        row.accepted = False
+        _report(row, Redirection.PENDING, parts)
+        raise
+    if row.accepted:
+        _report(row, Redirection.ENABLED, parts)
+        row.be(State.ENROLLED, row.decision.reason)
+    else:
+        _report(row, Redirection.PENDING, parts)
+        row.be(State.PENDING, "no ztunnel is connected")
+
+
+async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:
+    try:
+        found = await parts.namespaces.find(pod)
+    except (RetryError, GiveUpError):
+        if row.namespace is None:
+            parts.ztunnels.keep(row.uid)
+        raise
+    if row.namespace is None:
+        row.namespace = found
+    elif found.id == row.namespace.id:
+        found.close()
+    else:
+        # The sandbox was made again under the same UID. Nothing is sent of the
+        # old namespace once the new one is here (L14).
+        log.info("sandbox replaced", pod=str(pod), old=str(row.namespace.id), new=str(found.id))
+        parts.ztunnels.keep(row.uid)
+        row.let_go()
+        row.namespace = found
+
+
+async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -> None:
+    differed = await parts.redirector.ensure(namespace, pod)
+    before = row.redirected
+    if before is None:
+        # ztunnel may have accepted this very namespace from a former agent. The
+        # annotation alone does not say so: it outlives a reboot, the rules do not.
+        row.accepted = not differed and row.reported is Redirection.ENABLED
+    elif differed and before.annotations == pod.annotations:
+        row.mended += 1
+        log.warning("redirection mended", pod=str(pod), uid=pod.uid, differed=list(differed))
+    elif differed:
+        log.info("redirection changed", pod=str(pod), uid=pod.uid, differed=list(differed))
+    row.redirected, row.verified = pod, time.time()
+
+
+async def _remove(row: Workload[N], parts: Parts[N]) -> None:
+    if row.namespace is None and (row.existing or row.reported is not None):
+        await _survey(row, parts)
+    if row.namespace is not None:
+        await parts.redirector.remove(row.namespace)
+    await parts.ztunnels.withdraw(row.uid)
+    _report(row, None, parts)
+    row.let_go()
+    row.existing = False
+    row.be(State.OUTSIDE, row.decision.reason)
+
+
+async def _survey(row: Workload[N], parts: Parts[N]) -> None:
+    """Find a namespace in which a former agent may have left rules."""
+    if row.pod.host_network or row.pod.ended:
+        return
+    try:
+        row.namespace = await parts.namespaces.find(row.pod)
+    except GiveUpError:
+        return
+    except RetryError:
+        if row.reported is not None:
+            raise
+
+
+async def _release(row: Workload[N], parts: Parts[N]) -> None:
+    await parts.ztunnels.withdraw(row.uid)
+    row.let_go()
+
+
+def _report(row: Workload[N], redirection: Redirection | None, parts: Parts[N]) -> None:
+    if row.reported is not redirection:
+        parts.reporter.report(row.pod, redirection)
+        row.reported = redirection

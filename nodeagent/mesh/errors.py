@@ -1,0 +1,9 @@
+"""Two kinds of failure, told apart by what they lead to."""
+
+
+class RetryError(Exception):
+    """Trying again can mend it: the reconciler does, with back-off."""
+
+
+class GiveUpError(Exception):
+    """Trying again cannot mend it: the pod rests until something about it changes."""

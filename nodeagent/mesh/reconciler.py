@@ -1,0 +1,100 @@
+"""One worker per pod: runs the enrolment until it holds, and looks again from time to time."""
+
+import asyncio
+import random
+from typing import Generic
+
+import structlog
+
+from nodeagent.mesh.backoff import Backoff
+from nodeagent.mesh.eligibility import Policy
+from nodeagent.mesh.enrolment import Parts, reconcile
+from nodeagent.mesh.errors import GiveUpError, RetryError
+from nodeagent.mesh.pod import PodUID
+from nodeagent.mesh.table import Table
+from nodeagent.mesh.workload import N, State, Workload
+
+log = structlog.get_logger()
+
+_KEPT_TRUE = frozenset({State.PENDING, State.ENROLLED})
+
+
+class Reconciler(Generic[N]):
+    """Level-triggered: a worker reads what is wanted now, never what has changed.
+
+    Two runs for one pod never overlap; runs for different pods do. A worker
+    ends when nothing is left to watch for its pod.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        parts: Parts[N],
+        workers: asyncio.TaskGroup,
+        *,
+        verify_interval: float,
+    ) -> None:
+        """`verify_interval`: seconds after which an enrolled pod is compared with intent (L1)."""
+        self.table = Table[N](policy, self.wake)
+        self._parts = parts
+        self._workers = workers
+        self._verify_interval = verify_interval
+        self._running: set[PodUID] = set()
+
+    async def looked_at_all(self) -> None:
+        """Wait until every pod that is in the table now had its first attempt."""
+        for row in self.table:
+            await row.attempted.wait()
+
+    def wake(self, row: Workload[N]) -> None:
+        """Something about the pod may have changed: look at it now."""
+        row.wake.set()
+        if row.uid not in self._running:
+            self._running.add(row.uid)
+            self._workers.create_task(self._work(row), name=f"pod {row.pod} {row.uid}")
+
+    async def _work(self, row: Workload[N]) -> None:
+        backoff = Backoff()
+        try:
+            while row.wake.is_set():
+                row.wake.clear()
+                delay = await self._attempt(row, backoff)
+                row.attempted.set()
+                if delay is None:
+                    continue
+                try:
+                    async with asyncio.timeout(delay):
+                        await row.wake.wait()
+                    backoff.reset()
+                except TimeoutError:
+                    row.wake.set()
+        finally:
+            self._running.discard(row.uid)
+        if row.gone:
+            self.table.forget(row)
+
+    async def _attempt(self, row: Workload[N], backoff: Backoff) -> float | None:
+        """Return the seconds until the next look, or None: nothing to do until woken."""
+        try:
+            await reconcile(row, self._parts)
+        except RetryError as error:
+            self._retry(row, str(error))
+            return backoff.delay()
+        except GiveUpError as error:
+            if row.be(State.FAILED, str(error)):
+                log.error("enrolment failed", pod=str(row.pod), uid=row.uid, reason=str(error))  # noqa: TRY400 - the reason is the message
+                self._parts.reporter.failed(row.pod, str(error))
+            return None
+        except Exception as error:
+            # A fault of ours in one pod's work must not end the others'.
+            log.exception("unexpected failure", pod=str(row.pod), uid=row.uid)
+            row.be(State.RETRYING, f"unexpected: {error!r}")
+            return backoff.delay()
+        backoff.reset()
+        if row.gone or row.state not in _KEPT_TRUE:
+            return None
+        return self._verify_interval * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
+
+    def _retry(self, row: Workload[N], reason: str) -> None:
+        if row.be(State.RETRYING, reason):
+            log.warning("will try again", pod=str(row.pod), uid=row.uid, reason=reason)

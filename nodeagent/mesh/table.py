@@ -1,0 +1,87 @@
+"""The table of workloads: every pod that was seen, with the decision for it."""
+
+from collections.abc import Callable, Iterator
+from typing import Generic
+
+from nodeagent.mesh.eligibility import Policy, decide
+from nodeagent.mesh.pod import Namespace, Pod, PodUID
+from nodeagent.mesh.workload import N, Workload, reported_on
+
+
+class Table(Generic[N]):
+    """Takes news of pods and namespaces, in any order and repeated, and keeps the rows true.
+
+    `changed` is called for each row for which something may have to be done.
+    """
+
+    def __init__(self, policy: Policy, changed: Callable[[Workload[N]], None]) -> None:
+        self._policy = policy
+        self._changed = changed
+        self._rows: dict[PodUID, Workload[N]] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._synced = False
+
+    def __iter__(self) -> Iterator[Workload[N]]:
+        return iter(list(self._rows.values()))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, uid: PodUID) -> Workload[N] | None:
+        """The row of `uid`, if there is one."""
+        return self._rows.get(uid)
+
+    def pod_seen(self, pod: Pod) -> None:
+        """A pod exists and looks like this now."""
+        decision = decide(pod, self._namespaces.get(pod.namespace), self._policy)
+        row = self._rows.get(pod.uid)
+        if row is None:
+            row = Workload[N](
+                pod=pod,
+                decision=decision,
+                existing=not self._synced,
+                reported=reported_on(pod),
+            )
+            self._rows[pod.uid] = row
+        elif (row.pod, row.decision, row.gone) == (pod, decision, False):
+            return
+        else:
+            if (reported := reported_on(pod)) is not reported_on(row.pod):
+                row.reported = reported
+            row.pod, row.decision, row.gone = pod, decision, False
+        self._changed(row)
+
+    def pod_gone(self, uid: PodUID) -> None:
+        """The pod with this UID does not exist any more."""
+        row = self._rows.get(uid)
+        if row is not None and not row.gone:
+            row.gone = True
+            self._changed(row)
+
+    def namespace_seen(self, namespace: Namespace) -> None:
+        """A namespace exists and is labelled like this now."""
+        self._namespaces[namespace.name] = namespace
+        self._decide_again(namespace.name)
+
+    def namespace_gone(self, name: str) -> None:
+        """The namespace is not known any more."""
+        self._namespaces.pop(name, None)
+        self._decide_again(name)
+
+    def synced(self) -> None:
+        """All that existed at the start has been seen: what comes now is new."""
+        self._synced = True
+
+    def forget(self, row: Workload[N]) -> None:
+        """Drop the row of a pod that is gone and for which nothing is left to do."""
+        if self._rows.get(row.uid) is row:
+            del self._rows[row.uid]
+
+    def _decide_again(self, namespace: str) -> None:
+        for row in self._rows.values():
+            if row.pod.namespace != namespace or row.gone:
+                continue
+            decision = decide(row.pod, self._namespaces.get(namespace), self._policy)
+            if decision != row.decision:
+                row.decision = decision
+                self._changed(row)

@@ -1,0 +1,123 @@
+"""One row of the table: a pod, what was decided for it, and what stands for it on the node."""
+
+import asyncio
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
+
+from nodeagent.mesh.eligibility import Decision
+from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
+
+
+class HeldNamespace(Protocol):
+    """A pod's network namespace, held open by one descriptor that `close` gives back."""
+
+    @property
+    def id(self) -> Hashable:
+        """What tells two namespaces apart."""
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+
+
+N = TypeVar("N", bound=HeldNamespace)
+N_co = TypeVar("N_co", bound=HeldNamespace, covariant=True)
+N_contra = TypeVar("N_contra", bound=HeldNamespace, contravariant=True)
+
+
+class Redirection(Enum):
+    """What the cluster is told; absent means not redirected (annotation of `REDIRECTION`)."""
+
+    PENDING = "pending"
+    ENABLED = "enabled"
+
+
+class State(Enum):
+    """Where a pod stands on its way into or out of the mesh."""
+
+    NEW = "new"
+    OUTSIDE = "outside"
+    WAITING = "waiting"
+    PENDING = "pending"
+    ENROLLED = "enrolled"
+    RETRYING = "retrying"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Workload(Generic[N]):
+    """What the agent knows of one pod UID. Only that UID's worker changes what stands."""
+
+    pod: Pod
+    decision: Decision
+    gone: bool = False
+    """The pod no longer exists; its namespace is not entered any more."""
+    existing: bool = False
+    """It was there before the agent: a former agent may have left rules in it."""
+
+    state: State = State.NEW
+    detail: str = ""
+    since: float = field(default_factory=time.time)
+
+    namespace: N | None = None
+    redirected: Pod | None = None
+    """The pod as it was when its rules were last found or made right in `namespace`."""
+    verified: float | None = None
+    """When that was, in seconds since the epoch."""
+    accepted: bool = False
+    """A ztunnel has accepted `namespace`. Stays true while ztunnel is away."""
+    reported: Redirection | None = None
+    mended: int = 0
+
+    attempted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the first attempt is over, however it ended."""
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def uid(self) -> PodUID:
+        """The key of the row."""
+        return self.pod.uid
+
+    def be(self, state: State, detail: str) -> bool:
+        """Note where the pod stands. Returns whether that is news."""
+        if (state, detail) == (self.state, self.detail):
+            return False
+        if state is not self.state:
+            self.since = time.time()
+        self.state, self.detail = state, detail
+        return True
+
+    def let_go(self) -> None:
+        """Close the namespace; nothing of it is known any more."""
+        namespace, self.namespace = self.namespace, None
+        self.redirected, self.verified, self.accepted = None, None, False
+        if namespace is not None:
+            namespace.close()
+
+    def describe(self) -> dict[str, object]:
+        """The row as JSON values, for people and tools."""
+        return {
+            "uid": self.uid,
+            "namespace": self.pod.namespace,
+            "name": self.pod.name,
+            "wanted": self.decision.wanted.value,
+            "reason": self.decision.reason,
+            "state": self.state.value,
+            "detail": self.detail,
+            "since": self.since,
+            "addresses": [str(address) for address in self.pod.addresses],
+            "netns": str(self.namespace.id) if self.namespace else None,
+            "redirection": self.reported.value if self.reported else None,
+            "verified": self.verified,
+            "mended": self.mended,
+        }
+
+
+def reported_on(pod: Pod) -> Redirection | None:
+    """What the pod's annotation says; an unknown value says nothing."""
+    try:
+        return Redirection(pod.annotations.get(REDIRECTION))
+    except ValueError:
+        return None
