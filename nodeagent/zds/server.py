@@ -1,0 +1,105 @@
+"""The socket at which ztunnels connect: who may, and how many."""
+
+import asyncio
+import socket
+
+import structlog
+
+from nodeagent.zds.book import Book
+from nodeagent.zds.codec import ProtocolError
+from nodeagent.zds.connection import Connection, DisconnectedError, Peer
+from nodeagent.zds.session import Session
+
+log = structlog.get_logger()
+
+ANSWER_TIMEOUT = 5.0
+"""Seconds for a hello or an answer; what ztunnel's other servers allow (zds.md)."""
+MAX_SILENT = 16
+"""Connections that have not said hello; the oldest makes room, so a flood shuts nobody out."""
+MAX_ZTUNNELS = 8
+"""A rolling update has two; the oldest makes room."""
+
+
+class ZdsServer:
+    """Serves each ztunnel that connects, in a task of its own."""
+
+    def __init__(
+        self, book: Book, *, peer_uids: frozenset[int], answer_timeout: float = ANSWER_TIMEOUT
+    ) -> None:
+        """Peers must run as one of `peer_uids`; `answer_timeout` is in seconds."""
+        self._book = book
+        self._peer_uids = peer_uids
+        self._answer_timeout = answer_timeout
+        self._serving: dict[asyncio.Task[None], Session] = {}
+        self._resumption: asyncio.TimerHandle | None = None
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept from `listener` until cancelled."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            # A callback, not `sock_accept`: a cancelled await could lose a descriptor.
+            loop.add_reader(listener, self._accept, listener, group)
+            try:
+                await loop.create_future()
+            finally:
+                loop.remove_reader(listener)
+                if self._resumption is not None:
+                    self._resumption.cancel()
+
+    def _accept(self, listener: socket.socket, group: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            connected, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Out of descriptors, most likely; the listener would stay readable.
+            log.error("cannot accept a ztunnel", reason=error.strerror)  # noqa: TRY400
+            loop.remove_reader(listener)
+            self._resumption = loop.call_later(
+                1, loop.add_reader, listener, self._accept, listener, group
+            )
+            return
+        self._admit(connected, group)
+
+    def _admit(self, connected: socket.socket, group: asyncio.TaskGroup) -> None:
+        try:
+            peer = Peer.of(connected)
+        except OSError:
+            connected.close()
+            return
+        if peer.uid not in self._peer_uids:
+            # Before a byte is sent: what is handed out here is as good as root.
+            log.warning("refused a peer", pid=peer.pid, uid=peer.uid, allowed=[*self._peer_uids])
+            connected.close()
+            return
+        self._make_room(greeted=False, limit=MAX_SILENT)
+        self._make_room(greeted=True, limit=MAX_ZTUNNELS)
+        connection = Connection(connected, answer_timeout=self._answer_timeout)
+        session = Session(connection, self._book, f"pid {peer.pid}")
+        task = group.create_task(self._serve(session, peer), name=f"ztunnel {peer.pid}")
+        self._serving[task] = session
+        task.add_done_callback(self._serving.pop)
+        # Not in the task: one that is cancelled before its first step runs no `finally`.
+        task.add_done_callback(lambda _: connection.close())
+
+    def _make_room(self, *, greeted: bool, limit: int) -> None:
+        tasks = [
+            task
+            for task, session in self._serving.items()
+            if session.greeted is greeted and not task.cancelling()
+        ]
+        if len(tasks) >= limit:
+            log.warning("too many connections, closed the oldest", greeted=greeted, limit=limit)
+            tasks[0].cancel()
+
+    async def _serve(self, session: Session, peer: Peer) -> None:
+        try:
+            await session.run()
+        except DisconnectedError as error:
+            log.info("ztunnel disconnected", ztunnel=f"pid {peer.pid}", reason=str(error))
+        except ProtocolError as error:
+            log.warning("disconnected a peer", ztunnel=f"pid {peer.pid}", reason=str(error))
+        except Exception:
+            # A fault of ours on one connection must not end the others'.
+            log.exception("unexpected failure", ztunnel=f"pid {peer.pid}")
