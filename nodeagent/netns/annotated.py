@@ -1,0 +1,36 @@
+"""Namespaces that the pod's own manifest names."""
+
+from nodeagent.mesh.errors import GiveUpError, RetryError
+from nodeagent.mesh.pod import NETNS_PATH, Pod
+from nodeagent.netns.namespace import NetworkNamespace, NotANetworkNamespaceError
+from nodeagent.netns.verify import Verifier
+
+
+class AnnotatedNamespaces:
+    """Finds a pod's namespace at the path in its annotation ``nodeagent.io/netns``.
+
+    Only for pods from a folder of manifests, whose author is the operator: in a
+    cluster, a tenant could name any path of the node.
+    """
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+
+    async def find(self, pod: Pod) -> NetworkNamespace:
+        """Open and verify; see `nodeagent.mesh.enrolment.NamespaceFinder`."""
+        path = pod.annotations.get(NETNS_PATH)
+        if path is None:
+            raise GiveUpError(f"annotation {NETNS_PATH} is missing: it names the network namespace")
+        try:
+            namespace = NetworkNamespace.open(path)
+        except NotANetworkNamespaceError as error:
+            # A file that is about to become one: `ip netns add` mounts over it.
+            raise RetryError(f"{path} is {error}") from error
+        except OSError as error:
+            raise RetryError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            await self._verifier.verify(namespace, pod)
+        except BaseException:
+            namespace.close()
+            raise
+        return namespace

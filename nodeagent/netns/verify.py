@@ -1,0 +1,63 @@
+"""Making sure that a namespace is the pod's before anything is done in it (L10)."""
+
+import os
+from collections.abc import Iterable
+
+from nodeagent.mesh.errors import GiveUpError, RetryError
+from nodeagent.mesh.pod import IPAddress, Pod
+from nodeagent.netns.addresses import local_addresses
+from nodeagent.netns.namespace import NetnsId, NetworkNamespace
+from nodeagent.netns.threads import NamespaceThreads
+
+
+class HostNamespaceError(GiveUpError):
+    """The namespace is the host's: rules in it would redirect the node."""
+
+
+class ForeignNamespaceError(RetryError):
+    """The namespace holds none of the pod's addresses: not yet, or it is another pod's."""
+
+
+class Verifier:
+    """Accepts a namespace for a pod, or says why not."""
+
+    def __init__(self, threads: NamespaceThreads, host: Iterable[NetnsId]) -> None:
+        """`host`: the namespaces that no pod can have."""
+        self._threads = threads
+        self._host = frozenset(host)
+
+    async def verify(self, namespace: NetworkNamespace, pod: Pod) -> None:
+        """Check that `namespace` is not the host's and holds an address of `pod`.
+
+        A process of one pod can be passing through another pod's namespace; an
+        address is the only thing that the two do not share. Raises
+        ``HostNamespaceError``, ``ForeignNamespaceError``, and ``RetryError`` if it
+        cannot be entered.
+        """
+        if namespace.id in self._host:
+            raise HostNamespaceError(f"{namespace.id} is the host's network namespace")
+        try:
+            held = await self._threads.run(namespace, local_addresses)
+        except OSError as error:
+            raise RetryError(f"cannot look into {namespace.id}: {error.strerror}") from error
+        if held.isdisjoint(pod.addresses):
+            raise ForeignNamespaceError(
+                f"{namespace.id} holds none of the pod's addresses ({_list(pod.addresses)})"
+            )
+
+
+def host_namespaces(host_netns: str | None) -> frozenset[NetnsId]:
+    """Identify what no pod can have: the agent's own, the host's, and that of PID 1.
+
+    `host_netns` is a path, None for the agent's own; raises ``OSError`` where it
+    cannot be looked at. PID 1's may be out of reach, in a user namespace or
+    without CAP_SYS_PTRACE.
+    """
+    found = {NetnsId.of_path(path) for path in ("/proc/self/ns/net", host_netns) if path}
+    if os.access("/proc/1/ns/net", os.R_OK):
+        found.add(NetnsId.of_path("/proc/1/ns/net"))
+    return frozenset(found)
+
+
+def _list(addresses: Iterable[IPAddress]) -> str:
+    return ", ".join(map(str, addresses)) or "none known"
