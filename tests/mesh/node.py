@@ -1,0 +1,144 @@
+"""A node reduced to what the heart can see of it: stateful, and able to fail."""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from nodeagent.mesh.eligibility import Policy
+from nodeagent.mesh.enrolment import Parts, RefusedError
+from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.mesh.reconciler import Reconciler
+from nodeagent.mesh.workload import Redirection, State, Workload
+from tests.eventually import eventually
+
+
+@dataclass(eq=False)
+class Held:
+    """One descriptor of a namespace."""
+
+    node: "Node"
+    id: int
+
+    def __post_init__(self) -> None:
+        self.node.open.append(self)
+
+    def close(self) -> None:
+        if self in self.node.open:
+            self.node.open.remove(self)
+
+
+@dataclass
+class Node:
+    """Namespaces, rules and a ztunnel; every step is written down in `steps`."""
+
+    namespaces: dict[PodUID, int] = field(default_factory=dict)
+    rules: set[int] = field(default_factory=set)
+    ztunnel: dict[PodUID, int] | None = field(default_factory=dict)
+    kept: set[PodUID] = field(default_factory=set)
+    refusing: bool = False
+    annotations: dict[PodUID, Redirection | None] = field(default_factory=dict)
+    failures: dict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
+    steps: list[tuple[str, PodUID]] = field(default_factory=list)
+    open: list[Held] = field(default_factory=list)
+    failed_for_good: list[str] = field(default_factory=list)
+    busy: set[PodUID] = field(default_factory=set)
+
+    async def _step(self, name: str, uid: PodUID) -> None:
+        assert uid not in self.busy, "two parts of one pod's work at the same time"
+        self.busy.add(uid)
+        await asyncio.sleep(0)
+        self.busy.discard(uid)
+        self.steps.append((name, uid))
+        if self.failures[name]:
+            raise self.failures[name].pop(0)
+
+    def did(self, uid: str) -> list[str]:
+        return [name for name, of in self.steps if of == uid]
+
+    async def find(self, pod: Pod) -> Held:
+        await self._step("find", pod.uid)
+        if pod.uid not in self.namespaces:
+            raise RetryError("no such namespace")
+        return Held(self, self.namespaces[pod.uid])
+
+    async def ensure(self, namespace: Held, pod: Pod) -> tuple[str, ...]:
+        assert namespace in self.open
+        await self._step("ensure", pod.uid)
+        stood = namespace.id in self.rules
+        self.rules.add(namespace.id)
+        return () if stood else ("rules were missing",)
+
+    async def remove(self, namespace: Held) -> bool:
+        assert namespace in self.open
+        stood = namespace.id in self.rules
+        self.rules.discard(namespace.id)
+        self.steps.append(("remove", PodUID(str(namespace.id))))
+        await asyncio.sleep(0)
+        return stood
+
+    async def offer(self, pod: Pod, namespace: Held) -> bool:
+        assert namespace in self.open
+        await self._step("offer", pod.uid)
+        if self.ztunnel is None:
+            return False
+        if self.refusing:
+            raise RefusedError("cannot bind")
+        self.ztunnel[pod.uid] = namespace.id
+        return True
+
+    def keep(self, uid: PodUID) -> None:
+        self.kept.add(uid)
+
+    async def withdraw(self, uid: PodUID) -> None:
+        await self._step("withdraw", uid)
+        if self.ztunnel is not None:
+            self.ztunnel.pop(uid, None)
+
+    def report(self, pod: Pod, redirection: Redirection | None) -> None:
+        self.steps.append((f"report {redirection.value if redirection else None}", pod.uid))
+        self.annotations[pod.uid] = redirection
+
+    def failed(self, pod: Pod, reason: str) -> None:
+        self.failed_for_good.append(f"{pod}: {reason}")
+
+
+class Bench:
+    """A reconciler over a node, with the means to wait for what it does."""
+
+    def __init__(self, node: Node, reconciler: Reconciler[Held]) -> None:
+        self.node = node
+        self.table = reconciler.table
+        self.reconciler = reconciler
+
+    def row(self, uid: str) -> Workload[Held]:
+        row = self.table.get(PodUID(uid))
+        assert row is not None
+        return row
+
+    async def until_state(self, uid: str, state: State) -> None:
+        await eventually(lambda: self.row(uid).state is state)
+
+    async def settled(self) -> None:
+        """Wait until nothing is due before the next verification."""
+        async with asyncio.timeout(5):
+            quiet = 0
+            while quiet < 20:
+                await asyncio.sleep(0.001)
+                due = any(row.wake.is_set() or row.state is State.RETRYING for row in self.table)
+                gone = any(row.gone for row in self.table)
+                quiet = 0 if due or gone or self.node.busy else quiet + 1
+
+
+@contextlib.asynccontextmanager
+async def bench(node: Node, *, verify_interval: float = 60) -> AsyncIterator[Bench]:
+    parts = Parts(namespaces=node, redirector=node, ztunnels=node, reporter=node)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with asyncio.TaskGroup() as workers:
+            reconciler = Reconciler(Policy(), parts, workers, verify_interval=verify_interval)
+            yield Bench(node, reconciler)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                if task.get_name().startswith("pod "):
+                    task.cancel()

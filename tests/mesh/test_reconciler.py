@@ -1,0 +1,388 @@
+"""The life of a pod in the heart, with everything around it able to fail."""
+
+import asyncio
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodeagent.mesh.backoff import FIRST, LONGEST, Backoff
+from nodeagent.mesh.errors import GiveUpError, RetryError
+from nodeagent.mesh.pod import REDIRECTION, Namespace, Pod, PodUID
+from nodeagent.mesh.workload import Redirection, State
+from tests.eventually import eventually
+from tests.mesh.node import Bench, Node, bench
+
+AMBIENT = {"istio.io/dataplane-mode": "ambient"}
+SHOP = Namespace("shop")
+ENABLED = {REDIRECTION: "enabled"}
+U1 = PodUID("1")
+
+
+def a_pod(uid: str = "1", **changes: object) -> Pod:
+    pod = Pod(
+        uid=PodUID(uid),
+        name="web",
+        namespace="shop",
+        labels=AMBIENT,
+        addresses=(IPv4Address("10.0.0.1"),),
+    )
+    return replace(pod, **changes)  # type: ignore[arg-type]
+
+
+async def enrolled(on: Bench, uid: str = "1") -> None:
+    on.node.namespaces.setdefault(PodUID(uid), int(uid))
+    on.table.namespace_seen(SHOP)
+    on.table.pod_seen(a_pod(uid))
+    await on.until_state(uid, State.ENROLLED)
+
+
+async def test_order_of_an_enrolment() -> None:
+    """L2: namespace, rules, ztunnel, and the annotation last."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        assert on.node.did("1") == ["find", "ensure", "offer", "report enabled"]
+
+
+async def test_order_of_a_removal() -> None:
+    """A pod that leaves while it runs: rules, every ztunnel, annotation, descriptor."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.node.steps.clear()
+        on.table.pod_seen(a_pod(labels={}))
+        await on.until_state("1", State.OUTSIDE)
+        assert on.node.did("1") == ["remove", "withdraw", "report None"]
+        assert on.node.open == []
+
+
+async def test_pod_that_is_gone_is_not_entered() -> None:
+    """A pod that is gone is told to ztunnel and let go of; its namespace is left alone."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.node.steps.clear()
+        on.table.pod_gone(U1)
+        await on.settled()
+        assert on.node.did("1") == ["withdraw"]
+        assert (on.node.open, len(on.table)) == ([], 0)
+
+
+async def test_namespace_that_is_not_known_yet() -> None:
+    """L4: it is a visible state with its reason, and tried until it is found."""
+    node = Node()
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.RETRYING)
+        assert on.row("1").detail == "no such namespace"
+        assert node.kept == {U1}, "ztunnel keeps what it may have from before"
+        node.namespaces[U1] = 1
+        await on.until_state("1", State.ENROLLED)
+
+
+async def test_refusal_is_pending_until_accepted() -> None:
+    """An Ack with an error leaves the pod redirected and pending; it is offered again."""
+    node = Node(namespaces={U1: 1}, refusing=True)
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.RETRYING)
+        assert (node.annotations, node.rules) == ({U1: Redirection.PENDING}, {1})
+        node.refusing = False
+        await on.until_state("1", State.ENROLLED)
+        assert node.annotations == {U1: Redirection.ENABLED}
+
+
+async def test_refusal_takes_the_annotation_back() -> None:
+    """L2: what is no longer true does not stay annotated."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.node.refusing = True
+        on.reconciler.wake(on.row("1"))
+        await on.until_state("1", State.RETRYING)
+        assert on.node.annotations == {U1: Redirection.PENDING}
+
+
+async def test_without_ztunnel() -> None:
+    """No ztunnel: redirected and pending, not retried in vain; woken, it is handed over."""
+    node = Node(namespaces={U1: 1}, ztunnel=None)
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.PENDING)
+        await on.settled()
+        assert node.did("1") == ["find", "ensure", "offer", "report pending"]
+        node.ztunnel = {}
+        on.reconciler.wake(on.row("1"))
+        await on.until_state("1", State.ENROLLED)
+
+
+async def test_ztunnel_that_stops_changes_nothing() -> None:
+    """While ztunnel is away, an accepted pod stays enrolled and nothing is annotated anew."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.node.ztunnel = None
+        on.node.steps.clear()
+        on.reconciler.wake(on.row("1"))
+        await on.settled()
+        assert on.node.did("1") == ["find", "ensure", "offer"]
+        assert on.row("1").state is State.ENROLLED
+
+
+async def test_agent_restart_reports_nothing_anew() -> None:
+    """L24: rules that are right and an annotation that says so need neither write nor patch."""
+    node = Node(namespaces={U1: 1}, rules={1}, ztunnel=None)
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(annotations=ENABLED))
+        await on.until_state("1", State.ENROLLED)
+        assert node.annotations == {}
+
+
+async def test_reboot_does_not_believe_the_annotation() -> None:
+    """After a reboot the annotation says enabled and no rule stands: the pod is pending."""
+    node = Node(namespaces={U1: 1}, ztunnel=None)
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(annotations=ENABLED))
+        await on.until_state("1", State.PENDING)
+        assert (node.annotations, node.rules) == ({U1: Redirection.PENDING}, {1})
+
+
+async def test_lost_rules_are_found_and_mended() -> None:
+    """L1: an enrolled pod is compared with intent all its life; what was lost comes back."""
+    async with bench(Node(), verify_interval=0.01) as on:
+        await enrolled(on)
+        on.node.rules.clear()
+        await eventually(lambda: bool(on.node.rules))
+        await on.until_state("1", State.ENROLLED)
+        assert on.row("1").mended == 1
+
+
+async def test_changed_annotation_is_not_drift() -> None:
+    """Rules that change because the pod asks for it are not counted as mended."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.node.rules.clear()
+        on.table.pod_seen(a_pod(annotations={"ambient.istio.io/dns-capture": "false"}))
+        await on.settled()
+        assert (on.node.rules, on.row("1").mended) == ({1}, 0)
+
+
+async def test_sandbox_made_again() -> None:
+    """L14: the same UID in a new namespace is enrolled there, and the old one is let go."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.node.namespaces[U1] = 2
+        on.reconciler.wake(on.row("1"))
+        await on.settled()
+        assert on.node.ztunnel == {U1: 2}
+        assert [held.id for held in on.node.open] == [2]
+
+
+async def test_address_that_is_missing_for_a_moment() -> None:
+    """L9: an enrolled pod that has no address for a moment stays enrolled; a new one waits."""
+    async with bench(Node(namespaces={PodUID("2"): 2})) as on:
+        await enrolled(on)
+        on.table.pod_seen(a_pod(addresses=()))
+        on.table.pod_seen(a_pod("2", addresses=()))
+        await on.until_state("2", State.WAITING)
+        await on.settled()
+        assert on.row("1").state is State.ENROLLED
+        assert on.node.did("2") == []
+
+
+async def test_namespace_that_is_unknown_for_a_moment() -> None:
+    """L16: not knowing a pod's Kubernetes namespace does not take it out of the mesh."""
+    async with bench(Node(namespaces={U1: 1})) as on:
+        on.table.namespace_seen(Namespace("shop", AMBIENT))
+        on.table.pod_seen(a_pod(labels={}))
+        await on.until_state("1", State.ENROLLED)
+        on.table.namespace_gone("shop")
+        await on.settled()
+        assert on.row("1").state is State.ENROLLED
+        on.table.namespace_seen(SHOP)
+        await on.until_state("1", State.OUTSIDE)
+
+
+async def test_fault_that_trying_again_cannot_mend() -> None:
+    """It is reported once and rests; a change of the pod starts it anew."""
+    node = Node(namespaces={U1: 1})
+    node.failures["find"] = [GiveUpError("is the host's")] * 2
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.FAILED)
+        await on.settled()
+        assert node.did("1") == ["find"]
+        on.table.pod_seen(a_pod(labels=AMBIENT | {"v": "2"}))
+        await on.settled()
+        assert node.failed_for_good == ["shop/web: is the host's"]
+        on.table.pod_seen(a_pod(labels=AMBIENT | {"v": "3"}))
+        await on.until_state("1", State.ENROLLED)
+
+
+async def test_failure_of_ours_is_not_the_end() -> None:
+    """An exception that nobody foresaw is one pod's retry, not the agent's end."""
+    node = Node(namespaces={U1: 1})
+    node.failures["ensure"] = [ZeroDivisionError("a fault")]
+    async with bench(node) as on:
+        await enrolled(on)
+
+
+async def test_one_bad_pod_delays_nobody() -> None:
+    """L13: while one pod fails again and again, others are enrolled."""
+    async with bench(Node(namespaces={PodUID("2"): 2})) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod("1"))
+        await on.until_state("1", State.RETRYING)
+        on.table.pod_seen(a_pod("2"))
+        await on.until_state("2", State.ENROLLED)
+
+
+async def test_thousands_at_the_same_moment() -> None:
+    """L5: three thousand pods that come at once are all enrolled, each once."""
+    uids = [str(n) for n in range(3000)]
+    node = Node(namespaces={PodUID(uid): int(uid) for uid in uids})
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        for uid in uids:
+            on.table.pod_seen(a_pod(uid))
+        for uid in uids:
+            await on.until_state(uid, State.ENROLLED)
+        assert len(node.steps) == 4 * len(uids)
+
+
+async def test_same_name_is_another_pod() -> None:
+    """Deleted and created again under its name: late news of the old one hurts nobody."""
+    async with bench(Node(namespaces={U1: 1, PodUID("2"): 2})) as on:
+        await enrolled(on, "1")
+        on.table.pod_seen(a_pod("2"))
+        on.table.pod_gone(U1)
+        await on.settled()
+        assert on.node.ztunnel == {"2": 2}
+
+
+async def test_rules_that_a_former_agent_left() -> None:
+    """A pod whose label came off while no agent ran is found at the start and set free."""
+    node = Node(namespaces={U1: 1}, rules={1})
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(labels={}))
+        on.table.synced()
+        await on.until_state("1", State.OUTSIDE)
+        assert (node.rules, node.open) == (set(), [])
+
+
+async def test_pod_that_was_never_labelled() -> None:
+    """Fail safe: it is not looked for and not entered."""
+    async with bench(Node(namespaces={U1: 1})) as on:
+        on.table.synced()
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(labels={}))
+        await on.until_state("1", State.OUTSIDE)
+        assert on.node.did("1") == ["withdraw"]
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("see"), st.sampled_from("123"), st.booleans(), st.booleans()),
+    st.tuples(st.just("gone"), st.sampled_from("123")),
+    st.tuples(st.just("namespace"), st.sampled_from(["plain", "ambient", "unknown"])),
+    st.tuples(st.just("sandbox"), st.sampled_from("123"), st.integers(10, 12)),
+    st.tuples(st.just("ztunnel"), st.sampled_from(["away", "there", "refusing"])),
+    st.tuples(st.just("fail"), st.sampled_from(["find", "ensure", "offer", "withdraw"])),
+    st.tuples(st.just("turns"), st.integers(1, 12)),
+)
+
+
+class History:
+    """Plays news and faults, and knows how it must end."""
+
+    def __init__(self, on: Bench) -> None:
+        self.on = on
+        self.pods: dict[PodUID, bool] = {}
+        self.ambient = False
+
+    def see(self, uid: str, labelled: bool, addressed: bool) -> None:
+        self.pods[PodUID(uid)] = labelled
+        self.on.node.namespaces.setdefault(PodUID(uid), int(uid))
+        changes = {} if addressed else {"addresses": ()}
+        self.on.table.pod_seen(a_pod(uid, labels=AMBIENT if labelled else {}, **changes))
+
+    def gone(self, uid: str) -> None:
+        self.pods.pop(PodUID(uid), None)
+        self.on.table.pod_gone(PodUID(uid))
+
+    def namespace(self, kind: str) -> None:
+        self.ambient = kind == "ambient"
+        if kind == "unknown":
+            self.on.table.namespace_gone("shop")
+        else:
+            self.on.table.namespace_seen(Namespace("shop", AMBIENT if self.ambient else {}))
+
+    def sandbox(self, uid: str, number: int) -> None:
+        self.on.node.namespaces[PodUID(uid)] = number * 10 + int(uid)
+
+    def ztunnel(self, kind: str) -> None:
+        node = self.on.node
+        node.refusing = kind == "refusing"
+        if kind == "away":
+            node.ztunnel = None
+        elif node.ztunnel is None:
+            node.ztunnel = {}
+
+    def fail(self, step: str) -> None:
+        self.on.node.failures[step].append(RetryError("a fault"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(STEPS, max_size=30))
+def test_any_history(steps: list[tuple[str, object]]) -> None:
+    """Level, not edge: after any news in any order, what stands is what is wanted."""
+
+    async def play() -> None:
+        async with bench(Node()) as on:
+            history = History(on)
+            for kind, *arguments in steps:
+                if kind == "turns":
+                    for _ in range(*arguments):  # type: ignore[call-overload]
+                        await asyncio.sleep(0)
+                else:
+                    getattr(history, kind)(*arguments)
+            await finish(history)
+
+    asyncio.run(play())
+
+
+async def finish(history: History) -> None:
+    on, node = history.on, history.on.node
+    node.failures.clear()
+    history.ztunnel("there")
+    history.namespace("ambient" if history.ambient else "plain")
+    for uid, labelled in dict(history.pods).items():
+        history.see(uid, labelled, addressed=True)
+    for row in on.table:
+        on.reconciler.wake(row)
+    await on.settled()
+    inside = {uid for uid, labelled in history.pods.items() if labelled or history.ambient}
+    assert {row.uid for row in on.table} == set(history.pods)
+    assert {row.uid for row in on.table if row.state is State.ENROLLED} == inside
+    assert {uid: n for uid, n in (node.ztunnel or {}).items() if uid in history.pods} == {
+        uid: node.namespaces[uid] for uid in inside
+    }
+    assert sorted(held.id for held in node.open) == sorted(node.namespaces[uid] for uid in inside)
+    for uid in history.pods:
+        expected = Redirection.ENABLED if uid in inside else None
+        assert node.annotations.get(uid) is expected
+        assert (node.namespaces[uid] in node.rules) is (uid in inside)
+
+
+def test_backoff() -> None:
+    """Retries go from 5 ms to 5 s, never more, with jitter, and start over after a success."""
+    backoff = Backoff()
+    delays = [backoff.delay() for _ in range(20)]
+    assert FIRST / 2 <= delays[0] <= FIRST
+    assert all(LONGEST / 2 <= delay <= LONGEST for delay in delays[-5:])
+    assert len(set(delays)) == len(delays)
+    backoff.reset()
+    assert backoff.delay() <= FIRST
