@@ -62,6 +62,8 @@ class Node:
         await self._step("find", pod.uid)
         if pod.uid not in self.namespaces:
             raise RetryError("no such namespace")
+        if not pod.addresses:
+            raise RetryError("holds none of the pod's addresses")
         return Held(self, self.namespaces[pod.uid])
 
     async def ensure(self, namespace: Held, pod: Pod) -> tuple[str, ...]:
