@@ -1,0 +1,102 @@
+"""Entering a namespace never leaks: neither into the wrong one, nor a descriptor."""
+
+import asyncio
+import ctypes
+import os
+import threading
+
+import pytest
+
+from nodeagent.netns.namespace import NetnsId, NetworkNamespace
+from nodeagent.netns.threads import NamespaceThreads
+from tests.eventually import eventually
+from tests.lab.lab import Lab
+from tests.netns.conftest import open_descriptors
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def here() -> NetnsId:
+    return NetnsId.of_path("/proc/thread-self/ns/net")
+
+
+def give_up_all_capabilities() -> str:
+    """Make the calling thread unable to go anywhere else; return its name."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+    nothing = (ctypes.c_uint32 * 6)()
+    if _libc.capset(header, nothing) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return str(threading.get_native_id())
+
+
+async def test_each_job_is_where_it_should_be(lab: Lab, threads: NamespaceThreads) -> None:
+    """L5: thousands of jobs at once in different namespaces each see their own."""
+    pods = [lab.add_pod(name) for name in "abc"]
+    namespaces = [NetworkNamespace.open(pod.path) for pod in pods]
+    seen = await asyncio.gather(
+        *(threads.run(namespaces[n % 3], here) for n in range(3000)),
+    )
+    assert seen == [namespaces[n % 3].id for n in range(3000)]
+    with NetworkNamespace.current() as own:
+        assert await threads.run(own, here) == here(), "and the threads come home"
+    for namespace in namespaces:
+        namespace.close()
+
+
+async def test_exception_comes_back(lab: Lab, threads: NamespaceThreads) -> None:
+    """What the job raises is raised in the caller, and the thread goes on."""
+    with NetworkNamespace.open(lab.add_pod("a").path) as namespace:
+        with pytest.raises(ZeroDivisionError):
+            await threads.run(namespace, lambda: 1 // 0)
+        assert await threads.run(namespace, here) == namespace.id
+
+
+async def test_thread_that_cannot_get_back(lab: Lab) -> None:
+    """A thread that cannot return to its namespace ends, and another takes its place."""
+    threads = NamespaceThreads(size=1)
+    with NetworkNamespace.open(lab.add_pod("a").path) as namespace:
+        stuck = await threads.run(namespace, give_up_all_capabilities)
+        await eventually(lambda: stuck not in os.listdir("/proc/self/task"))
+        assert await threads.run(namespace, here) == namespace.id
+        with NetworkNamespace.current() as own:
+            assert await threads.run(own, here) == here()
+    threads.close()
+
+
+async def test_cancelled_caller(lab: Lab, threads: NamespaceThreads) -> None:
+    """A caller that is cancelled may close its namespace while the job still runs in it."""
+    before = open_descriptors()
+    started, finish = threading.Event(), threading.Event()
+    seen: list[NetnsId] = []
+
+    def job() -> None:
+        started.set()
+        finish.wait(5)
+        seen.append(here())
+
+    namespace = NetworkNamespace.open(lab.add_pod("a").path)
+    caller = asyncio.create_task(threads.run(namespace, job))
+    await eventually(started.is_set)
+    caller.cancel()
+    namespace.close()
+    finish.set()
+    await eventually(lambda: seen == [namespace.id])
+    await eventually(lambda: open_descriptors() == before)
+    assert caller.cancelled()
+
+
+async def test_closed_pool_has_finished(lab: Lab) -> None:
+    """Closing waits for what was asked for, and leaves no thread and no descriptor."""
+    before = open_descriptors()
+    threads = NamespaceThreads()
+    done: list[int] = []
+    with NetworkNamespace.open(lab.add_pod("a").path) as namespace:
+        callers = [
+            asyncio.create_task(threads.run(namespace, lambda: done.append(1))) for _ in range(20)
+        ]
+        await asyncio.sleep(0)
+        threads.close()
+        assert len(done) == 20
+        await asyncio.gather(*callers)
+    assert not any(thread.name == "netns" for thread in threading.enumerate())
+    await eventually(lambda: open_descriptors() == before)
