@@ -47,7 +47,11 @@ class ModelZtunnel:
 
     def __init__(self, path: str, *, hello: bytes | None = HELLO) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.connect(path)
+        try:
+            self.socket.connect(path)
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.setblocking(False)
         self.mood = Mood.WILLING
         self.workloads: dict[str, NetnsId] = {}
@@ -75,9 +79,12 @@ class ModelZtunnel:
                 self.stirred.clear()
                 await self.stirred.wait()
 
-    async def up_to_date(self) -> None:
+    async def snapshot_came(self) -> bool:
         await self.until(lambda: self.snapshot or self.ended)
-        assert self.snapshot, "the agent closed the connection"
+        return self.snapshot
+
+    async def up_to_date(self) -> None:
+        assert await self.snapshot_came(), "the agent closed the connection"
 
     def _readable(self) -> None:
         try:

@@ -1,0 +1,37 @@
+"""Whole agents over pods of the lab. Needs: the sandbox of tests/sandbox.py, and `ip`."""
+
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.processes import Node
+from tests.lab.lab import Lab
+from tests.zds.model import ModelZtunnel
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    if made.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            made.signal(signal.SIGKILL)
+        await made.ended()
+
+
+@pytest.fixture
+async def ztunnels() -> AsyncIterator[list[ModelZtunnel]]:
+    made: list[ModelZtunnel] = []
+    yield made
+    for ztunnel in made:
+        ztunnel.close()
+        assert not ztunnel.breaches

@@ -1,0 +1,138 @@
+"""The agent as a process of its own, quick to start, and able to be killed between two steps.
+
+A fork server that has the agent imported starts one in some ten milliseconds; the
+command line is tested elsewhere.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nodeagent import config, log
+from nodeagent.admin.client import NoAgentError, Workload, fetch_workloads
+from nodeagent.mesh.pod import NETNS_PATH
+from tests.eventually import eventually
+from tests.lab.pod import Pod
+
+_SPAWN = multiprocessing.get_context("forkserver")
+_SPAWN.set_forkserver_preload(["nodeagent.agent", "tests.agent.steps"])
+
+AMBIENT = {"istio.io/dataplane-mode": "ambient"}
+
+
+class Node:
+    """A folder of manifests, the sockets, and the agent that works with them."""
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        self.manifests = directory / "pods"
+        self.manifests.mkdir()
+        self.zds = str(directory / "zds.sock")
+        self.flags = {
+            "pod_manifests": str(self.manifests),
+            "ztunnel_uds_address": self.zds,
+            "cni_agent_run_dir": str(directory / "run"),
+            "verify_interval": "60",
+            **settings,
+        }
+        self.settings = config.load(self.flags, {})
+        self.log = directory / "agent.log"
+        self.process: Any = None
+
+    def write(
+        self,
+        pod: Pod,
+        *,
+        labels: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
+        **changes: object,
+    ) -> None:
+        """Put the manifest of `pod` into the folder, in one step."""
+        manifest = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": pod.name,
+                "namespace": "shop",
+                "uid": f"uid-{pod.name}",
+                "labels": AMBIENT if labels is None else labels,
+                "annotations": {NETNS_PATH: pod.path, **(annotations or {})},
+            },
+            "status": {"podIPs": [{"ip": str(address)} for address in pod.addresses]},
+            **changes,
+        }
+        draft = self.manifests / f".{pod.name}"
+        draft.write_text(json.dumps(manifest))
+        draft.rename(self.manifests / f"{pod.name}.json")
+
+    def delete(self, pod: Pod) -> None:
+        (self.manifests / f"{pod.name}.json").unlink()
+
+    def start(self, *, die_after: int = 0) -> None:
+        """Start the agent; with `die_after` it kills itself after that many steps."""
+        self.process = _SPAWN.Process(
+            target=_run, args=(self.flags, die_after, str(self.log)), daemon=True
+        )
+        self.process.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    async def ended(self) -> int:
+        """Wait for the process; its exit code as `multiprocessing` has it."""
+        await eventually(lambda: not self.process.is_alive(), 10)
+        self.process.join()
+        code: int = self.process.exitcode
+        self.process.close()
+        self.process = None
+        return code
+
+    async def stop(self) -> int:
+        self.signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        await self.ended()
+
+    def row(self, pod: Pod) -> Workload | None:
+        """What the running agent says of `pod`, if it answers and knows it."""
+        try:
+            rows = fetch_workloads(self.settings.admin_socket)
+        except NoAgentError:
+            return None
+        return next((row for row in rows if row["name"] == pod.name), None)
+
+    async def until(self, pod: Pod, condition: Callable[[Workload], bool]) -> Workload:
+        """Wait until the agent says of `pod` what `condition` asks for."""
+        seen: list[Workload | None] = []
+
+        def look() -> bool:
+            seen.append(self.row(pod))
+            return seen[-1] is not None and condition(seen[-1])
+
+        try:
+            await eventually(look, 10)
+        except TimeoutError:
+            raise AssertionError(f"{pod.name}: {seen[-1]}\n{self.log.read_text()}") from None
+        assert seen[-1] is not None
+        return seen[-1]
+
+    async def until_state(self, pod: Pod, state: str) -> Workload:
+        return await self.until(pod, lambda row: row["state"] == state)
+
+
+def _run(flags: dict[str, str], die_after: int, log_path: str) -> None:
+    from nodeagent import agent  # noqa: PLC0415 - preloaded in the fork server
+    from tests.agent import steps  # noqa: PLC0415
+
+    with open(log_path, "a", buffering=1) as lines:
+        os.dup2(lines.fileno(), 2)
+    log.configure("debug", "json")
+    if die_after:
+        steps.die_after(die_after)
+    raise SystemExit(asyncio.run(agent.run(config.load(flags, {}))))
