@@ -28,6 +28,10 @@ def _user_namespace() -> tuple[str, ...]:
 
 def _enter() -> None:
     os.environ[_INSIDE] = "1"
+    # Everybody is root inside, and pytest names its temporary directory by the user.
+    os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    # Where Debian keeps ip and nft, out of an ordinary user's way.
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     program = ["unshare", *_user_namespace(), "--net", "--mount", sys.executable, "-m", "pytest"]
     os.execvp(program[0], [*program, *sys.argv[1:]])
 

@@ -30,6 +30,22 @@ class Held:
             self.node.open.remove(self)
 
 
+@dataclass(eq=False)
+class Watching:
+    """One watch over a namespace."""
+
+    node: "Node"
+
+    def __post_init__(self) -> None:
+        self.node.watches.append(self)
+
+    def arm(self) -> None:
+        assert self in self.node.watches
+
+    def close(self) -> None:
+        self.node.watches.remove(self)
+
+
 @dataclass
 class Node:
     """Namespaces, rules and a ztunnel; every step is written down in `steps`."""
@@ -43,6 +59,7 @@ class Node:
     failures: dict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
     steps: list[tuple[str, PodUID]] = field(default_factory=list)
     open: list[Held] = field(default_factory=list)
+    watches: list[Watching] = field(default_factory=list)
     failed_for_good: list[str] = field(default_factory=list)
     busy: set[PodUID] = field(default_factory=set)
 
@@ -65,6 +82,10 @@ class Node:
         if not pod.addresses:
             raise RetryError("holds none of the pod's addresses")
         return Held(self, self.namespaces[pod.uid])
+
+    async def watch(self, namespace: Held, _: PodUID) -> "Watching":
+        assert namespace in self.open
+        return Watching(self)
 
     async def ensure(self, namespace: Held, pod: Pod) -> tuple[str, ...]:
         assert namespace in self.open

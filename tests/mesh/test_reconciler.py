@@ -159,6 +159,31 @@ async def test_lost_rules_are_found_and_mended() -> None:
         assert on.row("1").mended == 1
 
 
+async def test_change_in_the_namespace_is_looked_at() -> None:
+    """What the watch hears is looked at immediately, and mended."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.node.rules.clear()
+        on.reconciler.stirred(U1)
+        assert on.row("1").wake.is_set()
+        await eventually(lambda: on.node.rules == {1})
+        assert on.row("1").mended == 1
+        on.reconciler.stirred(PodUID("unknown"))
+
+
+async def test_changes_without_end_are_looked_at_less_often() -> None:
+    """Two components never fight at full speed; the last change is looked at all the same."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.node.steps.clear()
+        for _ in range(200):
+            on.node.rules.clear()
+            on.reconciler.stirred(U1)
+            await asyncio.sleep(0.001)
+        assert on.node.did("1").count("ensure") < 20
+        await eventually(lambda: on.node.rules == {1})
+
+
 async def test_changed_annotation_is_not_drift() -> None:
     """Rules that change because the pod asks for it are not counted as mended."""
     async with bench(Node()) as on:
@@ -371,6 +396,7 @@ async def finish(history: History) -> None:
         uid: node.namespaces[uid] for uid in inside
     }
     assert sorted(held.id for held in node.open) == sorted(node.namespaces[uid] for uid in inside)
+    assert len(node.watches) == len(inside)
     for uid in history.pods:
         expected = Redirection.ENABLED if uid in inside else None
         assert node.annotations.get(uid) is expected

@@ -1,0 +1,54 @@
+"""What the agent says about itself, over HTTP."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from aiohttp import web
+
+from nodeagent.sockets import listening
+
+Workloads = Callable[[], list[dict[str, object]]]
+"""The rows of the table as JSON values."""
+Missing = Callable[[], Sequence[str]]
+"""What keeps the agent from being ready, in words; empty when it is."""
+
+
+def application(*, workloads: Workloads, missing: Missing) -> web.Application:
+    """Answer ``/workloads``, ``/readyz`` and ``/healthz``, wherever it is served."""
+
+    async def get_workloads(_: web.Request) -> web.Response:
+        return web.json_response(workloads())
+
+    async def get_readyz(_: web.Request) -> web.Response:
+        if reasons := missing():
+            return web.Response(status=503, text=f"not ready: {'; '.join(reasons)}\n")
+        return web.Response(text="ready\n")
+
+    async def get_healthz(_: web.Request) -> web.Response:
+        # That it answers is the answer: an agent that is killed for not being
+        # ready would never get ready.
+        return web.Response(text="alive\n")
+
+    app = web.Application()
+    app.router.add_get("/workloads", get_workloads)
+    app.router.add_get("/readyz", get_readyz)
+    app.router.add_get("/healthz", get_healthz)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serve_admin(path: str, *, workloads: Workloads, missing: Missing) -> AsyncIterator[None]:
+    """Serve on the Unix socket `path`, which only the agent's own user may use.
+
+    A socket that an earlier agent left there is replaced. Raises ``OSError``.
+    """
+    app = application(workloads=workloads, missing=missing)
+    runner = web.AppRunner(app, access_log=None)
+    with listening(path, socket.SOCK_STREAM, setting="CNI_AGENT_RUN_DIR") as listener:
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            yield
+        finally:
+            await runner.cleanup()

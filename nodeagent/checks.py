@@ -1,0 +1,112 @@
+"""What a setting's text may be.
+
+Each check takes the text and returns the value, or raises ``ValueError`` with what
+is expected instead.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
+
+_SOCKET_PATH_LIMIT = 107
+"""Bytes in ``sockaddr_un.sun_path`` less the closing zero, see unix(7)."""
+
+A = TypeVar("A", IPv4Address, IPv6Address)
+
+
+def socket_path(text: str) -> str:
+    """Where a Unix socket can be."""
+    return _absolute(text, _SOCKET_PATH_LIMIT)
+
+
+def directory_of(socket: str) -> Callable[[str], str]:
+    """A directory in which a Unix socket of the name `socket` can be."""
+    return lambda text: _absolute(text, _SOCKET_PATH_LIMIT - len(socket) - 1)
+
+
+def path(text: str) -> str:
+    """Any path; whether it exists is seen when it is used."""
+    if not text or "\0" in text:
+        raise ValueError("a path is expected")
+    return text
+
+
+def name(limit: int) -> Callable[[str], str]:
+    """A Kubernetes name of at most `limit` characters."""
+
+    def check(text: str) -> str:
+        plain = text.replace("-", "").replace(".", "")
+        if not (plain.isascii() and plain.isalnum()) or text != text.lower() or len(text) > limit:
+            raise ValueError(
+                f"at most {limit} characters of a to z, 0 to 9, '-' and '.' are expected"
+            )
+        return text
+
+    return check
+
+
+def namespaces(text: str) -> frozenset[str]:
+    """A comma-separated list, empty for none."""
+    try:
+        return frozenset(map(name(63), _items(text)))
+    except ValueError:
+        raise ValueError("a comma-separated list of namespaces is expected") from None
+
+
+def user_ids(text: str) -> frozenset[int]:
+    """A comma-separated list with at least one number."""
+    items = _items(text)
+    # 2^32 - 1 means "no user" to the kernel.
+    if not items or not all(i.isascii() and i.isdigit() and int(i) < 2**32 - 1 for i in items):
+        raise ValueError("a comma-separated list of numeric user ids is expected")
+    return frozenset(map(int, items))
+
+
+def seconds(text: str) -> float:
+    """A length of time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError("a positive number of seconds is expected")
+    return value
+
+
+def address(family: type[A]) -> Callable[[str], A]:
+    """An address that packets can have as their source."""
+    expected = f"a unicast {'IPv4' if family is IPv4Address else 'IPv6'} address is expected"
+
+    def check(text: str) -> A:
+        try:
+            value = family(text)
+        except ValueError:
+            raise ValueError(expected) from None
+        if value.is_multicast or value.is_unspecified or value.is_loopback or "%" in text:
+            raise ValueError(expected)
+        return value
+
+    return check
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """One of these words."""
+
+    def check(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)} is expected")
+        return text
+
+    return check
+
+
+def _absolute(text: str, limit: int) -> str:
+    if not os.path.isabs(text) or "\0" in text or len(os.fsencode(text)) > limit:
+        raise ValueError(f"an absolute path of at most {limit} bytes is expected")
+    return text
+
+
+def _items(text: str) -> list[str]:
+    return [item for item in map(str.strip, text.split(",")) if item]

@@ -1,0 +1,20 @@
+"""Status for people who read the log: what a folder of manifests has instead of an API."""
+
+import structlog
+
+from nodeagent.mesh.pod import Pod
+from nodeagent.mesh.workload import Redirection
+
+log = structlog.get_logger()
+
+
+class LoggedStatus:
+    """Writes every change of a pod's redirection to the log; see `mesh.enrolment.Reporter`."""
+
+    def report(self, pod: Pod, redirection: Redirection | None) -> None:
+        """Log the pod's redirection as it is now."""
+        word = redirection.value if redirection else "none"
+        log.info("redirection", pod=str(pod), uid=pod.uid, redirection=word)
+
+    def failed(self, pod: Pod, reason: str) -> None:
+        """The reconciler's own line says it all."""

@@ -1,0 +1,55 @@
+"""What a pod source tells the agent.
+
+Events carry states, not changes: each says how a pod or namespace is now, and a
+source may leave out states that were overtaken or repeat one.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from nodeagent.mesh.pod import Namespace, Pod, PodUID
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    """The pod exists and looks like this."""
+
+    pod: Pod
+
+
+@dataclass(frozen=True, slots=True)
+class PodGone:
+    """The pod with this UID no longer exists; its name may be another pod's by now."""
+
+    uid: PodUID
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceSeen:
+    """The namespace exists and looks like this."""
+
+    namespace: Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceGone:
+    """The namespace no longer exists."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """Everything that existed when the source started has been told. Comes once."""
+
+
+PodEvent = PodSeen | PodGone | NamespaceSeen | NamespaceGone | Synced
+
+
+class PodSource(Protocol):
+    """Where pods come from."""
+
+    def events(self) -> AsyncIterator[PodEvent]:
+        """Tell what exists, then ``Synced``, then every later state, without end."""
+        ...

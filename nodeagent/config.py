@@ -1,0 +1,260 @@
+"""Every setting, once: what it is called, what it may be, and what it is otherwise.
+
+The attribute's name makes the others: ``ambient_ipv6`` is ``AMBIENT_IPV6`` in the
+environment and ``--ambient-ipv6`` on the command line. The flag goes before the
+variable, and that before the default.
+"""
+
+# ruff: noqa: RUF009 - `_setting` makes a field, each with its own default.
+
+import dataclasses
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from nodeagent import checks
+from nodeagent.log import Format, printable
+from nodeagent.mesh.gobool import parse_bool
+from nodeagent.mesh.selector import DEFAULT_ENABLEMENT, EnablementSelectors, parse_enablement
+
+_ADMIN_SOCKET = "admin.sock"
+_SHOWN = 80
+
+
+class SettingError(ValueError):
+    """A setting has a wrong value; its text is one line for the person who set it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as command line and help need it."""
+
+    attribute: str
+    group: str
+    metavar: str
+    help: str
+    default: str
+    parse: Callable[[str], object]
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return self.attribute.upper()
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.attribute.replace("_", "-")
+
+
+def _setting(
+    group: str,
+    metavar: str,
+    parse: Callable[[str], object],
+    *,
+    default: object,
+    shown: str = "",
+    help: str,  # noqa: A002 - argparse's word
+) -> Any:
+    """Make a field of ``Settings``; `shown` is the default in words where it has no text."""
+    text = shown or str(default)
+    return dataclasses.field(
+        default=default,
+        metadata={"group": group, "metavar": metavar, "parse": parse, "shown": text, "help": help},
+    )
+
+
+_PODS, _MESH, _NETWORK, _ZTUNNEL, _AGENT = (
+    "where pods come from",
+    "which pods are in the mesh",
+    "redirection",
+    "ztunnel",
+    "the agent itself",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The agent's configuration, checked."""
+
+    pod_manifests: str | None = _setting(
+        _PODS,
+        "DIR",
+        checks.path,
+        default=None,
+        shown="none",
+        help="folder of Kubernetes manifests (Pod, Namespace) that is watched",
+    )
+    node_name: str = _setting(
+        _PODS,
+        "NAME",
+        checks.name(253),
+        default="",  # `load` asks the host
+        shown="the host's name",
+        help="the Kubernetes node that the agent is on",
+    )
+
+    exclude_namespaces: frozenset[str] = _setting(
+        _MESH,
+        "LIST",
+        checks.namespaces,
+        default=frozenset({"kube-system"}),
+        shown="kube-system",
+        help="namespaces whose pods are never enrolled, comma-separated",
+    )
+    ambient_enablement_selector: EnablementSelectors = _setting(
+        _MESH,
+        "YAML",
+        parse_enablement,
+        default=DEFAULT_ENABLEMENT,
+        shown="istio.io/dataplane-mode=ambient on the pod or on its namespace",
+        help="list of podSelector/namespaceSelector pairs, any of which enrols a pod",
+    )
+    system_namespace: str = _setting(
+        _MESH,
+        "NAME",
+        checks.name(63),
+        default="istio-system",
+        help="the namespace of ztunnel's pods, which are not enrolled themselves",
+    )
+
+    ambient_dns_capture: bool = _setting(
+        _NETWORK,
+        "BOOL",
+        parse_bool,
+        default=True,
+        shown="true",
+        help="send pods' DNS queries to ztunnel too",
+    )
+    ambient_ipv6: bool = _setting(
+        _NETWORK,
+        "BOOL",
+        parse_bool,
+        default=True,
+        shown="true",
+        help="redirect IPv6 as well as IPv4",
+    )
+    host_probe_snat_ip: IPv4Address = _setting(
+        _NETWORK,
+        "ADDRESS",
+        checks.address(IPv4Address),
+        default=IPv4Address("169.254.7.127"),
+        help="source address of the node's health probes, let through to the application",
+    )
+    host_probe_snat_ipv6: IPv6Address = _setting(
+        _NETWORK,
+        "ADDRESS",
+        checks.address(IPv6Address),
+        default=IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
+        help="the same for IPv6",
+    )
+    host_netns: str | None = _setting(
+        _NETWORK,
+        "PATH",
+        checks.path,
+        default=None,
+        shown="the agent's own",
+        help="the host's network namespace, which is never a pod's",
+    )
+    verify_interval: float = _setting(
+        _NETWORK,
+        "SECONDS",
+        checks.seconds,
+        default=60.0,
+        shown="60",
+        help="how often each enrolled pod is compared with what it should be",
+    )
+
+    ztunnel_uds_address: str = _setting(
+        _ZTUNNEL,
+        "PATH",
+        checks.socket_path,
+        default="/var/run/ztunnel/ztunnel.sock",
+        help="socket on which ztunnel connects",
+    )
+    zds_peer_uids: frozenset[int] = _setting(
+        _ZTUNNEL,
+        "LIST",
+        checks.user_ids,
+        default=frozenset({0}),
+        shown="0",
+        help="user ids that may connect there: they are given pods' namespaces",
+    )
+
+    cni_agent_run_dir: str = _setting(
+        _AGENT,
+        "DIR",
+        checks.directory_of(_ADMIN_SOCKET),
+        default="/var/run/istio-cni",
+        help="where the agent makes its own sockets",
+    )
+    log_level: str = _setting(
+        _AGENT,
+        "LEVEL",
+        checks.choice("debug", "info", "warning", "error"),
+        default="info",
+        help="debug, info, warning or error",
+    )
+    log_format: Format = _setting(
+        _AGENT,
+        "FORMAT",
+        checks.choice("auto", "console", "json"),
+        default="auto",
+        help="console (for people), json, or auto: console on a terminal, else json",
+    )
+
+    @property
+    def admin_socket(self) -> str:
+        """Path of the socket that ``nodeagent status`` asks."""
+        return os.path.join(self.cni_agent_run_dir, _ADMIN_SOCKET)
+
+
+SETTINGS = tuple(
+    Setting(
+        attribute=field.name,
+        group=field.metadata["group"],
+        metavar=field.metadata["metavar"],
+        help=field.metadata["help"],
+        default=field.metadata["shown"],
+        parse=field.metadata["parse"],
+    )
+    for field in dataclasses.fields(Settings)
+)
+"""All settings in the order of the help."""
+
+
+def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+    """Make the settings from `flags` (by attribute) and `environ`.
+
+    Raises ``SettingError`` for the first one that is wrong.
+    """
+    values: dict[str, Any] = {"node_name": socket.gethostname().lower()}
+    for setting in SETTINGS:
+        text = flags.get(setting.attribute, environ.get(setting.variable))
+        if text is not None:
+            values[setting.attribute] = _parsed(setting, text)
+    return Settings(**values)
+
+
+def require_pod_source(settings: Settings) -> str:
+    """Return the folder that tells the agent about pods; ``SettingError`` if none does."""
+    if settings.pod_manifests is None:
+        raise SettingError(
+            "POD_MANIFESTS (--pod-manifests) is not set, and there is no other source of pods: "
+            "the path of a folder with Kubernetes manifests is expected"
+        )
+    return settings.pod_manifests
+
+
+def _parsed(setting: Setting, text: str) -> object:
+    try:
+        return setting.parse(text)
+    except ValueError as error:
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+        reason = printable(" ".join(str(error).split()))
+        raise SettingError(
+            f'{setting.variable} ({setting.flag}) is "{printable(shown)}": {reason}'
+        ) from error

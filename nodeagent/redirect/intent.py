@@ -1,0 +1,43 @@
+"""What a pod's redirection should be: the agent's settings under the pod's annotations."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Self
+
+from nodeagent.config import Settings
+from nodeagent.mesh.overrides import pod_overrides
+from nodeagent.mesh.pod import Pod
+from nodeagent.redirect.rules import PodRedirect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """The agent-wide half."""
+
+    ipv6: bool
+    dns_capture: bool
+    probe_v4: IPv4Address
+    probe_v6: IPv6Address
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Take it from the agent's configuration."""
+        return cls(
+            ipv6=settings.ambient_ipv6,
+            dns_capture=settings.ambient_dns_capture,
+            probe_v4=settings.host_probe_snat_ip,
+            probe_v6=settings.host_probe_snat_ipv6,
+        )
+
+    def of(self, pod: Pod) -> tuple[PodRedirect, tuple[str, ...]]:
+        """Apply the annotations of `pod`; with a warning for each value that was ignored."""
+        overrides, warnings = pod_overrides(pod, dns_capture=self.dns_capture)
+        spec = PodRedirect(
+            ipv6=self.ipv6,
+            dns_capture=overrides.dns_capture,
+            ingress=overrides.ingress,
+            reroute_interfaces=overrides.reroute_interfaces,
+            probe_v4=self.probe_v4,
+            probe_v6=self.probe_v6,
+        )
+        return spec, warnings

@@ -1,0 +1,151 @@
+"""The admin socket, and ``nodeagent status`` on its other end."""
+
+import asyncio
+import http.client
+import os
+import socket
+import stat
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from nodeagent.admin.client import NoAgentError, fetch_workloads, table
+from nodeagent.admin.server import serve_admin
+
+_WORKLOAD: dict[str, object] = {
+    "namespace": "shop",
+    "name": "web",
+    "uid": "u1",
+    "state": "enrolled",
+    "reason": "pod matches a=b",
+    "detail": "",
+    "since": 1000.0,
+}
+
+
+async def get(path: str, url: str) -> tuple[int, str]:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
+        session.get(f"http://agent{url}") as response,
+    ):
+        return response.status, await response.text()
+
+
+async def test_the_agent_tells_its_workloads(tmp_path: Path) -> None:
+    """`nodeagent status` gets the rows as they are when it asks."""
+    path = str(tmp_path / "run" / "admin.sock")
+    rows = [_WORKLOAD]
+    async with serve_admin(path, workloads=lambda: rows, missing=list):
+        assert await asyncio.to_thread(fetch_workloads, path) == [_WORKLOAD]
+        rows.clear()
+        assert await asyncio.to_thread(fetch_workloads, path) == []
+
+
+async def test_readiness_says_what_is_missing(tmp_path: Path) -> None:
+    """Not ready is 503 with every reason; alive is 200 all the same."""
+    path = str(tmp_path / "admin.sock")
+    missing = ["the first list of pods", "the ZDS socket"]
+    async with serve_admin(path, workloads=list, missing=lambda: missing):
+        status, text = await get(path, "/readyz")
+        assert (status, text) == (503, "not ready: the first list of pods; the ZDS socket\n")
+        assert await get(path, "/healthz") == (200, "alive\n")
+        missing.clear()
+        assert await get(path, "/readyz") == (200, "ready\n")
+
+
+async def test_only_the_agents_user_may_ask(tmp_path: Path) -> None:
+    """The socket is the owner's alone from its first moment, and goes with the agent."""
+    path = tmp_path / "admin.sock"
+    async with serve_admin(str(path), workloads=list, missing=list):
+        status = path.stat()
+        assert stat.S_ISSOCK(status.st_mode)
+        assert stat.S_IMODE(status.st_mode) == 0o600
+    assert not path.exists()
+
+
+async def test_a_stale_socket_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+    """What a killed agent left is in nobody's way; a file that is no socket is not touched."""
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    async with serve_admin(str(path), workloads=list, missing=list):
+        assert (await get(str(path), "/readyz"))[0] == 200
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="not a socket"):
+        async with serve_admin(str(path), workloads=list, missing=list):
+            pass
+    assert path.read_text() == "precious"
+
+
+async def test_an_agent_leaves_its_successors_socket_alone(tmp_path: Path) -> None:
+    """L24: the old agent's end does not cut off the new one, which has replaced its socket."""
+    path = str(tmp_path / "admin.sock")
+    async with serve_admin(path, workloads=list, missing=lambda: ["old"]):
+        new = serve_admin(path, workloads=list, missing=list)
+        await new.__aenter__()
+    assert await get(path, "/readyz") == (200, "ready\n")
+    await new.__aexit__(None, None, None)
+
+
+async def test_the_end_does_not_wait_for_an_idle_client(tmp_path: Path) -> None:
+    """A client that asked once and stays connected holds up nobody."""
+    path = str(tmp_path / "admin.sock")
+    async with asyncio.timeout(5):
+        async with serve_admin(path, workloads=list, missing=list):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: agent\r\n\r\n")
+            await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_without_an_agent_the_reason_is_named(tmp_path: Path) -> None:
+    """Nobody there is an answer in words, with the setting that may be wrong."""
+    path = str(tmp_path / "admin.sock")
+    with pytest.raises(NoAgentError, match=r"no agent answers at .*CNI_AGENT_RUN_DIR"):
+        fetch_workloads(path)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+    with pytest.raises(NoAgentError, match="no agent answers"):
+        fetch_workloads(path)
+
+
+async def test_an_agent_that_fails_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    """L16: an error is an error, never "no pods"."""
+
+    def broken() -> list[dict[str, object]]:
+        raise RuntimeError
+
+    path = str(tmp_path / "admin.sock")
+    async with serve_admin(path, workloads=broken, missing=list):
+        with pytest.raises(NoAgentError, match=f"answered {http.client.INTERNAL_SERVER_ERROR}"):
+            await asyncio.to_thread(fetch_workloads, path)
+
+
+async def test_no_descriptor_stays_open(tmp_path: Path) -> None:
+    """Serving and asking give back all that they opened."""
+    path = str(tmp_path / "admin.sock")
+    before = set(os.listdir("/proc/self/fd"))
+    async with serve_admin(path, workloads=list, missing=list):
+        await asyncio.to_thread(fetch_workloads, path)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_table_is_for_people() -> None:
+    """One line per pod, sorted, with the reason, and nothing a terminal would obey."""
+    waiting = {"name": "db", "uid": "u2", "state": "waiting", "detail": "no address\x1b[2J"}
+    text = table([_WORKLOAD, {**_WORKLOAD, **waiting}], now=1000.0 + 3 * 3600)
+    assert text.splitlines() == [
+        "POD       UID  ENROLLED?  STATE     WHY                SINCE",
+        r"shop/db   u2   no         waiting   no address\x1b[2J  3h",
+        "shop/web  u1   yes        enrolled  pod matches a=b    3h",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("age", "text"), [(-5, "0s"), (119, "119s"), (120, "2m"), (7200, "2h"), (172800, "2d")]
+)
+def test_ages_are_short(age: int, text: str) -> None:
+    """How long a pod has been in its state is told in one unit; a clock set back is no error."""
+    assert table([_WORKLOAD], now=1000.0 + age).splitlines()[1].endswith(f"  {text}")
