@@ -1,0 +1,67 @@
+"""The rules and routes of pods, kept from the event loop's side."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import structlog
+
+from nodeagent.mesh.enrolment import Look
+from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.redirect import pod as in_pod
+from nodeagent.redirect.errors import RedirectError
+from nodeagent.redirect.intent import Intent
+from nodeagent.redirect.listeners import silent_ports
+from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.watch import DriftWatch, open_sockets
+
+log = structlog.get_logger()
+
+
+class PodRedirector:
+    """Does the work of `nodeagent.redirect.pod` inside pods; see `mesh.enrolment.Redirector`."""
+
+    def __init__(
+        self, threads: NamespaceThreads, intent: Intent, changed: Callable[[PodUID], None]
+    ) -> None:
+        """`changed` is called when anything in a watched namespace was changed."""
+        self._threads = threads
+        self._intent = intent
+        self._changed = changed
+
+    async def watch(self, namespace: NetworkNamespace, uid: PodUID) -> DriftWatch:
+        """Listen for changes of rules and routes, on behalf of `uid`."""
+        try:
+            sockets = await self._threads.run(namespace, open_sockets)
+        except OSError as error:
+            raise RetryError(f"cannot watch the rules: {error.strerror}") from error
+        return DriftWatch(sockets, partial(self._changed, uid))
+
+    async def ensure(self, namespace: NetworkNamespace, pod: Pod) -> Look:
+        """Make rules and routes what `pod` should have, and look who listens."""
+        spec, warnings = self._intent.of(pod)
+        for warning in warnings:
+            _warn_once(warning)
+        try:
+            return await self._threads.run(namespace, partial(_ensure, spec))
+        except (RedirectError, OSError) as error:
+            raise RetryError(f"redirection: {error}") from error
+
+    async def remove(self, namespace: NetworkNamespace) -> bool:
+        """Take out everything of ours; return whether anything stood there."""
+        try:
+            return await self._threads.run(namespace, in_pod.remove)
+        except (RedirectError, OSError) as error:
+            raise RetryError(f"removing the redirection: {error}") from error
+
+
+def _ensure(spec: PodRedirect) -> Look:
+    return Look(differed=in_pod.ensure(spec), silent=silent_ports(spec))
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(warning: str) -> None:
+    # A pod is looked at every minute; its owner needs to be told once.
+    log.warning("annotation ignored", reason=warning)

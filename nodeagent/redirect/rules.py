@@ -1,0 +1,339 @@
+"""The redirection of one pod as data: which packets, and where they go.
+
+Backends render these rules; nothing here knows nftables or iptables.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Generic, TypeVar
+
+LAYOUT_VERSION = 1
+"""Goes up with every change to the rules that a ztunnel could notice (L23)."""
+
+OUTBOUND_PORT = 15001
+INBOUND_PORT = 15006
+HBONE_PORT = 15008
+DNS_PORT = 15053
+
+REPLY_TABLE = 100
+"""Routing table that takes replies back to ztunnel."""
+REPLY_PRIORITY = 32764
+"""Priority of the policy rule that leads there."""
+
+PROXY_ZONE = 1
+"""Conntrack zone of ztunnel's own DNS queries."""
+
+# nft takes a `*` and iptables a `+` for a wildcard, and neither can escape a
+# quote: the name comes from a tenant and must not say more than itself.
+_INTERFACE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@=-]{1,15}")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A packet or connection mark; the bits outside `mask` belong to others."""
+
+    value: int
+    mask: int = 0xFFF
+
+
+ZTUNNEL_MARK = Mark(0x539)
+"""On everything that ztunnel itself sends."""
+REPLY_MARK = Mark(0x111)
+"""On connections of ztunnel to the app, and on the app's replies on them."""
+
+
+class Family(Enum):
+    """An address family, with what counts as loopback in it."""
+
+    V4 = IPv4Network("127.0.0.0/8")
+    V6 = IPv6Network("::1/128")
+
+    def __str__(self) -> str:
+        return f"IPv{self.value.version}"
+
+
+class Table(StrEnum):
+    """The stage of a packet's way that a rule belongs to."""
+
+    MANGLE = "mangle"
+    NAT = "nat"
+    RAW = "raw"
+
+
+class Hook(StrEnum):
+    """Where the packet comes from: the network, or the pod itself."""
+
+    PREROUTING = "prerouting"
+    OUTPUT = "output"
+
+
+class Protocol(StrEnum):
+    """A transport protocol."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Is(Generic[T_co]):
+    """The packet must have this value."""
+
+    value: T_co
+
+
+@dataclass(frozen=True, slots=True)
+class Not(Generic[T_co]):
+    """The packet must not have this value."""
+
+    value: T_co
+
+
+Address = IPv4Address | IPv6Address | IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """To a port of the pod itself."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetConnmark:
+    """Write a mark on the connection, leaving the bits outside its mask."""
+
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreMark:
+    """Copy the connection's mark to the packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetZone:
+    """Track the packet in a conntrack zone of its own."""
+
+    zone: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Leave the packet as it is; no later rule of this hook and table sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Leave this chain."""
+
+
+Verdict = Redirect | SetConnmark | RestoreMark | SetZone | Accept | Return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A packet that meets every condition gets the verdict. ``None``: no condition."""
+
+    table: Table
+    hook: Hook
+    families: tuple[Family, ...]
+    verdict: Verdict
+    arrives_on: Is[str] | None = None
+    leaves_by: Is[str] | Not[str] | None = None
+    source: Is[Address] | None = None
+    destination: Is[Address] | Not[Address] | None = None
+    protocol: Protocol | None = None
+    source_port: Is[int] | None = None
+    destination_port: Is[int] | Not[int] | None = None
+    mark: Is[Mark] | Not[Mark] | None = None
+    connmark: Is[Mark] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRedirect:
+    """What one pod's redirection should be.
+
+    Raises ``ValueError`` for an interface name that could mean more than one
+    interface, or more than an interface.
+    """
+
+    ipv6: bool
+    dns_capture: bool
+    ingress: bool
+    """Inbound traffic is not captured."""
+    reroute_interfaces: tuple[str, ...]
+    """What arrives on them is outbound traffic: from VMs and nested containers."""
+    probe_v4: IPv4Address
+    probe_v6: IPv6Address
+
+    def __post_init__(self) -> None:
+        for name in self.reroute_interfaces:
+            if not _INTERFACE.fullmatch(name):
+                raise ValueError(f"not an interface name that can stand in a rule: {name[:32]!r}")
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The address families that are redirected."""
+        return (Family.V4, Family.V6) if self.ipv6 else (Family.V4,)
+
+
+def pod_rules(spec: PodRedirect) -> tuple[Rule, ...]:
+    """All rules of a pod; within one table and hook the first that matches wins."""
+    return (
+        *_mangle(spec),
+        *_nat_prerouting(spec),
+        *_nat_output(spec),
+        *(_raw(spec) if spec.dns_capture else ()),
+    )
+
+
+def _mangle(spec: PodRedirect) -> Iterator[Rule]:
+    # ztunnel's connection to the app has the client's address as its source.
+    yield Rule(
+        table=Table.MANGLE,
+        hook=Hook.PREROUTING,
+        families=spec.families,
+        mark=Is(ZTUNNEL_MARK),
+        verdict=SetConnmark(REPLY_MARK),
+    )
+    # The app's reply on it must go to ztunnel, not to the client.
+    yield Rule(
+        table=Table.MANGLE,
+        hook=Hook.OUTPUT,
+        families=spec.families,
+        connmark=Is(REPLY_MARK),
+        verdict=RestoreMark(),
+    )
+
+
+def _nat_prerouting(spec: PodRedirect) -> Iterator[Rule]:
+    for name in spec.reroute_interfaces:
+        for verdict in (Redirect(OUTBOUND_PORT), Return()):
+            yield Rule(
+                table=Table.NAT,
+                hook=Hook.PREROUTING,
+                families=spec.families,
+                arrives_on=Is(name),
+                protocol=Protocol.TCP,
+                verdict=verdict,
+            )
+    if spec.ingress:
+        return
+    for family in spec.families:
+        yield Rule(
+            table=Table.NAT,
+            hook=Hook.PREROUTING,
+            families=(family,),
+            source=Is(_probe(spec, family)),
+            protocol=Protocol.TCP,
+            verdict=Accept(),
+        )
+    for family in spec.families:
+        yield Rule(
+            table=Table.NAT,
+            hook=Hook.PREROUTING,
+            families=(family,),
+            destination=Not(family.value),
+            protocol=Protocol.TCP,
+            destination_port=Not(HBONE_PORT),
+            mark=Not(ZTUNNEL_MARK),
+            verdict=Redirect(INBOUND_PORT),
+        )
+
+
+def _nat_output(spec: PodRedirect) -> Iterator[Rule]:
+    for family in spec.families:
+        yield Rule(
+            table=Table.NAT,
+            hook=Hook.OUTPUT,
+            families=(family,),
+            destination=Is(_probe(spec, family)),
+            protocol=Protocol.TCP,
+            verdict=Accept(),
+        )
+    if spec.dns_capture:
+        yield from _nat_dns(spec)
+    yield Rule(
+        table=Table.NAT,
+        hook=Hook.OUTPUT,
+        families=spec.families,
+        protocol=Protocol.TCP,
+        mark=Is(REPLY_MARK),
+        verdict=Accept(),
+    )
+    # An app that calls itself by its pod address.
+    for family in spec.families:
+        yield Rule(
+            table=Table.NAT,
+            hook=Hook.OUTPUT,
+            families=(family,),
+            leaves_by=Is("lo"),
+            destination=Not(family.value),
+            verdict=Accept(),
+        )
+    for family in spec.families:
+        yield Rule(
+            table=Table.NAT,
+            hook=Hook.OUTPUT,
+            families=(family,),
+            destination=Not(family.value),
+            protocol=Protocol.TCP,
+            mark=Not(ZTUNNEL_MARK),
+            verdict=Redirect(OUTBOUND_PORT),
+        )
+
+
+def _nat_dns(spec: PodRedirect) -> Iterator[Rule]:
+    yield Rule(
+        table=Table.NAT,
+        hook=Hook.OUTPUT,
+        families=spec.families,
+        leaves_by=Not("lo"),
+        protocol=Protocol.UDP,
+        destination_port=Is(53),
+        mark=Not(ZTUNNEL_MARK),
+        verdict=Redirect(DNS_PORT),
+    )
+    for family in spec.families:
+        yield Rule(
+            table=Table.NAT,
+            hook=Hook.OUTPUT,
+            families=(family,),
+            destination=Not(family.value),
+            protocol=Protocol.TCP,
+            destination_port=Is(53),
+            mark=Not(ZTUNNEL_MARK),
+            verdict=Redirect(DNS_PORT),
+        )
+
+
+def _raw(spec: PodRedirect) -> Iterator[Rule]:
+    # The proxy's own DNS queries may have the app's addresses and ports.
+    yield Rule(
+        table=Table.RAW,
+        hook=Hook.OUTPUT,
+        families=spec.families,
+        protocol=Protocol.UDP,
+        destination_port=Is(53),
+        mark=Is(ZTUNNEL_MARK),
+        verdict=SetZone(PROXY_ZONE),
+    )
+    yield Rule(
+        table=Table.RAW,
+        hook=Hook.PREROUTING,
+        families=spec.families,
+        protocol=Protocol.UDP,
+        source_port=Is(53),
+        mark=Not(ZTUNNEL_MARK),
+        verdict=SetZone(PROXY_ZONE),
+    )
+
+
+def _probe(spec: PodRedirect, family: Family) -> IPv4Address | IPv6Address:
+    return spec.probe_v4 if family is Family.V4 else spec.probe_v6

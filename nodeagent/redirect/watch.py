@@ -1,0 +1,93 @@
+"""Hearing from the kernel at once when a pod's rules, policy rules or routes are changed."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+
+from nodeagent.descriptors import out_of_the_way
+
+_NETLINK_NETFILTER = 12
+# linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; linux/rtnetlink.h: RTNLGRP_…, as bits.
+_NFTABLES = 1 << (7 - 1)
+_ROUTES_AND_RULES = 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (19 - 1)
+_RECEIVE_BUFFER = 8 * 1024
+"""Bytes; what overflows is no loss: that something changed is all that is asked."""
+_DRAINED_AT_ONCE = 64
+"""More than the buffer holds: a pod that never stops must not keep the event loop."""
+
+
+class DriftWatch:
+    """Two netlink sockets in one pod's namespace. Owned by the pod's row until `close`.
+
+    It calls once and then keeps silent until it is armed again: a pod that rewrites
+    its rules in a loop costs one look at a time, not one for each change.
+    """
+
+    def __init__(self, sockets: tuple[socket.socket, ...], changed: Callable[[], None]) -> None:
+        """Take over `sockets`; `changed` is called from the event loop."""
+        self._sockets = sockets
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._armed = False
+
+    def arm(self) -> None:
+        """Forget what was heard so far, and call for what comes from now on."""
+        for one in self._sockets:
+            _drain(one)
+            if not self._armed:
+                self._loop.add_reader(one.fileno(), self._heard)
+        self._armed = True
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        self._disarm()
+        for one in self._sockets:
+            one.close()
+
+    def _heard(self) -> None:
+        self._disarm()
+        self._changed()
+
+    def _disarm(self) -> None:
+        if self._armed:
+            self._armed = False
+            for one in self._sockets:
+                self._loop.remove_reader(one.fileno())
+
+
+def open_sockets() -> tuple[socket.socket, ...]:
+    """Subscribe in the calling thread's network namespace. Raises ``OSError``."""
+    with contextlib.ExitStack() as opened:
+        sockets = tuple(
+            opened.enter_context(_subscribed(protocol, groups))
+            for protocol, groups in (
+                (_NETLINK_NETFILTER, _NFTABLES),
+                (socket.NETLINK_ROUTE, _ROUTES_AND_RULES),
+            )
+        )
+        opened.pop_all()
+    return sockets
+
+
+def _subscribed(protocol: int, groups: int) -> socket.socket:
+    made = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
+    )
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        made.bind((0, groups))
+    except BaseException:
+        made.close()
+        raise
+    return socket.socket(fileno=out_of_the_way(made.detach()))
+
+
+def _drain(heard: socket.socket) -> None:
+    for _ in range(_DRAINED_AT_ONCE):
+        try:
+            heard.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:  # ENOBUFS: more had come than was kept
+            continue

@@ -1,0 +1,1 @@
+"""Pods without a cluster: network namespaces joined by a bridge, and apps to run in them."""
