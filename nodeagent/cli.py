@@ -51,7 +51,7 @@ def _run(_: argparse.Namespace, settings: config.Settings) -> int:
     try:
         return asyncio.run(agent.run(settings))
     except OSError as error:
-        return _failed(error.strerror or str(error))
+        return _failed(_words(error))
 
 
 def _rules(options: argparse.Namespace, settings: config.Settings) -> int:
@@ -60,8 +60,10 @@ def _rules(options: argparse.Namespace, settings: config.Settings) -> int:
     try:
         for text in preview.rules(settings, options.pod):
             print(text)
-    except (preview.UnknownPodError, OSError) as error:
+    except preview.UnknownPodError as error:
         return _failed(error)
+    except OSError as error:
+        return _failed(_words(error))
     return 0
 
 
@@ -72,6 +74,10 @@ def _status(options: argparse.Namespace, settings: config.Settings) -> int:
         return client.status(settings.admin_socket, as_json=options.json)
     except client.NoAgentError as error:
         return _failed(error)
+
+
+def _words(error: OSError) -> str:
+    return ": ".join(filter(None, (error.filename, error.strerror))) or str(error)
 
 
 def _failed(error: Exception | str, *, status: int = 1) -> int:

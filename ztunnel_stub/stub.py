@@ -1,9 +1,6 @@
 """The composition root: the parts, their start and their end."""
 
 import asyncio
-import fcntl
-import os
-import resource
 import signal
 import socket
 from contextlib import AsyncExitStack, closing
@@ -12,6 +9,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from nodeagent import kernel
+from nodeagent.descriptors import make_room
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from ztunnel_stub.admin import AdminError, admin, readiness
@@ -35,7 +33,7 @@ class StartError(Exception):
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ``StartError``."""
     _check_privileges()
-    _make_room_for_descriptors()
+    make_room(_EXPECTED_DESCRIPTORS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,13 +114,3 @@ def _check_privileges() -> None:
             "may not mark packets: run it as root (CAP_NET_ADMIN), or inside"
             " unshare --user --map-root-user --net"
         ) from error
-
-
-def _make_room_for_descriptors() -> None:
-    # Eight for each pod, two for each connection: the usual limit of 1,024 is low.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # Once there are threads, the kernel waits an RCU grace period (milliseconds) each time
-    # that the table of descriptors has to grow: let it grow now.
-    with open(os.devnull, "rb") as some:
-        os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, min(hard, _EXPECTED_DESCRIPTORS) - 1))

@@ -9,14 +9,15 @@ LONGEST = 5.0
 class Backoff:
     """Doubles from 5 ms to 5 s (the project's own contract, enrolment.md), with jitter."""
 
-    __slots__ = ("_next",)
+    __slots__ = ("_longest", "_next")
 
-    def __init__(self) -> None:
+    def __init__(self, *, longest: float = LONGEST) -> None:
+        self._longest = longest
         self._next = FIRST
 
     def delay(self) -> float:
         """Seconds until the next try: between half and all of the current step."""
-        step, self._next = self._next, min(self._next * 2, LONGEST)
+        step, self._next = self._next, min(self._next * 2, self._longest)
         return step * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
 
     def reset(self) -> None:

@@ -13,13 +13,23 @@ import structlog
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.mesh.workload import N, N_co, N_contra, Redirection, State, Workload
+from nodeagent.mesh.workload import N, N_co, N_contra, Redirection, State, Watch, Workload
 
 log = structlog.get_logger()
 
 
 class RefusedError(RetryError):
     """ztunnel answered with an error; it tries again by itself, and so do we."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found in a pod's namespace; both empty where all is as it should be."""
+
+    differed: tuple[str, ...] = ()
+    """What of the redirection was not as intended, in words. It is by now."""
+    silent: tuple[int, ...] = ()
+    """ztunnel's ports on which nobody listens."""
 
 
 class NamespaceFinder(Protocol[N_co]):
@@ -36,8 +46,11 @@ class NamespaceFinder(Protocol[N_co]):
 class Redirector(Protocol[N_contra]):
     """Keeps the rules and routes inside a namespace."""
 
-    async def ensure(self, namespace: N_contra, pod: Pod) -> tuple[str, ...]:
-        """Make them what `pod` should have. Returns what differed, in words."""
+    async def watch(self, namespace: N_contra, uid: PodUID, /) -> Watch:
+        """Listen for changes in the namespace, on behalf of `uid`; the caller owns it."""
+
+    async def ensure(self, namespace: N_contra, pod: Pod) -> Look:
+        """Make them what `pod` should have, and look who listens."""
 
     async def remove(self, namespace: N_contra) -> bool:
         """Take out everything of ours. Returns whether anything stood there."""
@@ -105,7 +118,8 @@ async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
         await _hold(row, pod, parts)
     namespace = row.namespace
     assert namespace is not None  # noqa: S101 - tells mypy what the lines above made so
-    await _redirect(row, pod, namespace, parts)
+    look = await _redirect(row, pod, namespace, parts)
+    served = row.accepted  # by the time of the look
     try:
         if await parts.ztunnels.offer(pod, namespace):
             row.accepted = True
@@ -113,12 +127,16 @@ async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
         row.accepted = False
         _report(row, Redirection.PENDING, parts)
         raise
-    if row.accepted:
-        _report(row, Redirection.ENABLED, parts)
-        row.be(State.ENROLLED, row.decision.reason)
-    else:
+    if not row.accepted:
         _report(row, Redirection.PENDING, parts)
         row.be(State.PENDING, "no ztunnel is connected")
+        return
+    _report(row, Redirection.ENABLED, parts)
+    if served and look.silent:
+        ports = ", ".join(map(str, look.silent))
+        row.be(State.UNSERVED, f"ztunnel does not listen on {ports}: traffic fails")
+    else:
+        row.be(State.ENROLLED, row.decision.reason)
 
 
 async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:
@@ -141,8 +159,12 @@ async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:
         row.namespace = found
 
 
-async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -> None:
-    differed = await parts.redirector.ensure(namespace, pod)
+async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -> Look:
+    if row.watch is None:
+        row.watch = await parts.redirector.watch(namespace, row.uid)
+    row.watch.arm()  # before the look: what changes during it is heard
+    look = await parts.redirector.ensure(namespace, pod)
+    differed = look.differed
     before = row.redirected
     if before is None:
         # ztunnel may have accepted this very namespace from a former agent. The
@@ -154,6 +176,7 @@ async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -
     elif differed:
         log.info("redirection changed", pod=str(pod), uid=pod.uid, differed=list(differed))
     row.redirected, row.verified = pod, time.time()
+    return look
 
 
 async def _remove(row: Workload[N], parts: Parts[N]) -> None:

@@ -16,7 +16,9 @@ from nodeagent.mesh.workload import N, State, Workload
 
 log = structlog.get_logger()
 
-_KEPT_TRUE = frozenset({State.PENDING, State.ENROLLED})
+_QUIET = 2.0
+"""Seconds without a change after which the next one is looked at immediately."""
+_KEPT_TRUE = frozenset({State.PENDING, State.ENROLLED, State.UNSERVED})
 
 
 class Reconciler(Generic[N]):
@@ -52,6 +54,28 @@ class Reconciler(Generic[N]):
         if row.uid not in self._running:
             self._running.add(row.uid)
             self._workers.create_task(self._work(row), name=f"pod {row.pod} {row.uid}")
+
+    def look_at(self, uid: PodUID) -> None:
+        """News of the pod from elsewhere: ztunnel has answered."""
+        if (row := self.table.get(uid)) is not None:
+            self.wake(row)
+
+    def stirred(self, uid: PodUID) -> None:
+        """Something was changed in the pod's namespace: look soon, and not too often.
+
+        At once after a quiet time. Where it goes on and on, two components would
+        otherwise fight at full speed, and a pod could keep the agent busy.
+        """
+        if (row := self.table.get(uid)) is None:
+            return
+        loop = asyncio.get_running_loop()
+        quiet = loop.time() - row.last_stirred > _QUIET
+        row.last_stirred = loop.time()
+        if quiet:
+            row.stirred.reset()
+            self.wake(row)
+        else:
+            loop.call_later(row.stirred.delay(), self.look_at, uid)
 
     async def _work(self, row: Workload[N]) -> None:
         backoff = Backoff()

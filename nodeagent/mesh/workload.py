@@ -5,10 +5,15 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from nodeagent.mesh.backoff import Backoff
 from nodeagent.mesh.eligibility import Decision
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
+
+LONGEST_STIRRED = 1.0
+"""Seconds; a rule that is deleted is back within a second, however busy its pod keeps us."""
 
 
 class HeldNamespace(Protocol):
@@ -27,6 +32,16 @@ N_co = TypeVar("N_co", bound=HeldNamespace, covariant=True)
 N_contra = TypeVar("N_contra", bound=HeldNamespace, contravariant=True)
 
 
+class Watch(Protocol):
+    """Hears from the kernel when something in a pod's namespace is changed."""
+
+    def arm(self) -> None:
+        """Forget what was heard; call once when something changes from now on."""
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+
+
 class Redirection(Enum):
     """What the cluster is told; absent means not redirected (annotation of `REDIRECTION`)."""
 
@@ -42,6 +57,7 @@ class State(Enum):
     WAITING = "waiting"
     PENDING = "pending"
     ENROLLED = "enrolled"
+    UNSERVED = "unserved"
     RETRYING = "retrying"
     FAILED = "failed"
 
@@ -62,6 +78,8 @@ class Workload(Generic[N]):
     since: float = field(default_factory=time.time)
 
     namespace: N | None = None
+    watch: Watch | None = None
+    """Over the rules and routes in `namespace`."""
     redirected: Pod | None = None
     """The pod as it was when its rules were last found or made right in `namespace`."""
     verified: float | None = None
@@ -70,6 +88,10 @@ class Workload(Generic[N]):
     """A ztunnel has accepted `namespace`. Stays true while ztunnel is away."""
     reported: Redirection | None = None
     mended: int = 0
+    """How often something else had changed the redirection, and it was put right."""
+    stirred: Backoff = field(default_factory=partial(Backoff, longest=LONGEST_STIRRED))
+    """Between looks at a namespace in which something keeps changing."""
+    last_stirred: float = 0.0
 
     attempted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the first attempt is over, however it ended."""
@@ -92,7 +114,10 @@ class Workload(Generic[N]):
     def let_go(self) -> None:
         """Close the namespace; nothing of it is known any more."""
         namespace, self.namespace = self.namespace, None
+        watch, self.watch = self.watch, None
         self.redirected, self.verified, self.accepted = None, None, False
+        if watch is not None:
+            watch.close()
         if namespace is not None:
             namespace.close()
 

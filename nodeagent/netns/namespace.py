@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from nodeagent import kernel
+from nodeagent.descriptors import out_of_the_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class NetworkNamespace:
             if isinstance(error, NotANetworkNamespaceError):
                 raise
             raise NotANetworkNamespaceError("not a network namespace") from error
-        self._fd = fd
-        self.id = NetnsId.of_fd(fd)
+        self._fd = out_of_the_way(fd)
+        self.id = NetnsId.of_fd(self._fd)
 
     @classmethod
     def open(cls, path: str) -> Self:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from nodeagent import kernel
+from nodeagent.descriptors import out_of_the_way
 from nodeagent.netns.namespace import NetworkNamespace
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class NamespaceThreads:
         """
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
-        target = os.dup(namespace.fd)
+        target = out_of_the_way(os.dup(namespace.fd))
 
         def job(home: int) -> bool:
             try:

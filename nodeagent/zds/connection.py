@@ -45,7 +45,7 @@ class Connection:
         self._packets: deque[bytes] = deque()
         self.stirred = asyncio.Event()
         """Set when the peer has sent something or gone, and by whoever has work for it."""
-        self._loop.add_reader(connected, self._readable)
+        self._loop.add_reader(connected.fileno(), self._readable)
 
     async def ask(self, packet: bytes, descriptor: int | None = None) -> bytes:
         """Send one request and return its answer.
@@ -81,7 +81,7 @@ class Connection:
     def close(self) -> None:
         """End the connection. Idempotent."""
         if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._socket.fileno())
             self._socket.close()
 
     def _send(self, packet: bytes, descriptor: int | None) -> None:
@@ -104,7 +104,7 @@ class Connection:
             packet = b""
         self._packets.append(packet)
         if not packet or len(self._packets) > 1:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._socket.fileno())
         self.stirred.set()
 
     @staticmethod

@@ -123,7 +123,9 @@ class Node:
         return seen[-1]
 
     async def until_state(self, pod: Pod, state: str) -> Workload:
-        return await self.until(pod, lambda row: row["state"] == state)
+        # The model of a ztunnel accepts pods and opens no listeners in them.
+        states = {state, "unserved"} if state == "enrolled" else {state}
+        return await self.until(pod, lambda row: row["state"] in states)
 
 
 def _run(flags: dict[str, str], die_after: int, log_path: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from nodeagent.mesh.eligibility import Policy
-from nodeagent.mesh.enrolment import Parts, RefusedError
+from nodeagent.mesh.enrolment import Look, Parts, RefusedError
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler
@@ -59,6 +59,7 @@ class Node:
     failures: dict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
     steps: list[tuple[str, PodUID]] = field(default_factory=list)
     open: list[Held] = field(default_factory=list)
+    silent: tuple[int, ...] = ()
     watches: list[Watching] = field(default_factory=list)
     failed_for_good: list[str] = field(default_factory=list)
     busy: set[PodUID] = field(default_factory=set)
@@ -87,12 +88,12 @@ class Node:
         assert namespace in self.open
         return Watching(self)
 
-    async def ensure(self, namespace: Held, pod: Pod) -> tuple[str, ...]:
+    async def ensure(self, namespace: Held, pod: Pod) -> Look:
         assert namespace in self.open
         await self._step("ensure", pod.uid)
         stood = namespace.id in self.rules
         self.rules.add(namespace.id)
-        return () if stood else ("rules were missing",)
+        return Look(() if stood else ("rules were missing",), self.silent)
 
     async def remove(self, namespace: Held) -> bool:
         assert namespace in self.open

@@ -129,6 +129,18 @@ async def test_ztunnel_that_stops_changes_nothing() -> None:
         assert on.row("1").state is State.ENROLLED
 
 
+async def test_ztunnel_that_does_not_listen() -> None:
+    """L1: an accepted pod on whose ports nobody listens is not called enrolled."""
+    async with bench(Node(silent=(15001, 15006))) as on:
+        await enrolled(on)
+        on.reconciler.wake(on.row("1"))
+        await on.until_state("1", State.UNSERVED)
+        assert "15001, 15006" in on.row("1").detail
+        on.node.silent = ()
+        on.reconciler.wake(on.row("1"))
+        await on.until_state("1", State.ENROLLED)
+
+
 async def test_agent_restart_reports_nothing_anew() -> None:
     """L24: rules that are right and an annotation that says so need neither write nor patch."""
     node = Node(namespaces={U1: 1}, rules={1}, ztunnel=None)

@@ -1,0 +1,122 @@
+"""The composition root: builds the parts, runs them together, stops them in order."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+
+import structlog
+
+from nodeagent.admin.server import serve_admin
+from nodeagent.cluster.logged import LoggedStatus
+from nodeagent.cluster.manifests import ManifestFolder
+from nodeagent.cluster.source import NamespaceGone, NamespaceSeen, PodGone, PodSeen, Synced
+from nodeagent.config import Settings, require_pod_source
+from nodeagent.descriptors import make_room
+from nodeagent.mesh.eligibility import Policy
+from nodeagent.mesh.enrolment import Parts
+from nodeagent.mesh.reconciler import Reconciler
+from nodeagent.mesh.table import Table
+from nodeagent.netns.annotated import AnnotatedNamespaces
+from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.verify import Verifier, host_namespaces
+from nodeagent.redirect.intent import Intent
+from nodeagent.redirect.redirector import PodRedirector
+from nodeagent.sockets import listening
+from nodeagent.zds.book import Book
+from nodeagent.zds.server import ZdsServer
+
+log = structlog.get_logger()
+
+_EXPECTED_DESCRIPTORS = 4096
+"""Three for each pod, and more pods than any node runs."""
+FIRST_LOOK_TIMEOUT = 10.0
+"""Seconds; then ztunnel is served though a pod was not looked at yet. It keeps such pods."""
+
+
+async def run(settings: Settings) -> int:
+    """Run the agent until SIGTERM or SIGINT; redirection stays. Returns the exit status.
+
+    Raises ``OSError`` where a socket or a namespace cannot be had, with a text for people.
+    """
+    make_room(_EXPECTED_DESCRIPTORS)
+    serving = asyncio.create_task(_serve(settings), name="agent")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+    log.info("stopped; redirection stays in place")
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    log.info("starting", node=settings.node_name, pods_from=settings.pod_manifests)
+    source = ManifestFolder(require_pod_source(settings))
+    tasks = asyncio.TaskGroup()
+    missing = ["the first list of pods", "a first look at each pod"]
+    with contextlib.closing(NamespaceThreads()) as threads:
+        book = Book(lambda uid: reconciler.look_at(uid))  # noqa: PLW0108 - made below
+        parts = Parts(
+            namespaces=AnnotatedNamespaces(Verifier(threads, host_namespaces(settings.host_netns))),
+            redirector=PodRedirector(
+                threads,
+                Intent.from_settings(settings),
+                lambda uid: reconciler.stirred(uid),  # noqa: PLW0108 - made below
+            ),
+            ztunnels=book,
+            reporter=LoggedStatus(),
+        )
+        reconciler = Reconciler(
+            _policy(settings), parts, tasks, verify_interval=settings.verify_interval
+        )
+        table = reconciler.table
+        # A ztunnel that connects meanwhile waits in the backlog: quicker than its own back-off.
+        with listening(
+            settings.ztunnel_uds_address, socket.SOCK_SEQPACKET, setting="ZTUNNEL_UDS_ADDRESS"
+        ) as listener:
+            async with (
+                serve_admin(
+                    settings.admin_socket,
+                    workloads=lambda: [row.describe() for row in table],
+                    missing=lambda: missing,
+                ),
+                tasks,
+            ):
+                synced = asyncio.Event()
+                tasks.create_task(_follow(source, table, synced), name="pod source")
+                await synced.wait()
+                del missing[0]
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(FIRST_LOOK_TIMEOUT):
+                        await reconciler.looked_at_all()
+                missing.clear()
+                log.info("ready", pods=len(table), zds=settings.ztunnel_uds_address)
+                await ZdsServer(book, peer_uids=settings.zds_peer_uids).serve(listener)
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        enablement=settings.ambient_enablement_selector,
+        system_namespace=settings.system_namespace,
+        excluded_namespaces=settings.exclude_namespaces,
+    )
+
+
+async def _follow(
+    source: ManifestFolder, table: Table[NetworkNamespace], synced: asyncio.Event
+) -> None:
+    async with contextlib.aclosing(source.events()) as events:
+        async for event in events:
+            match event:
+                case PodSeen(pod):
+                    table.pod_seen(pod)
+                case PodGone(uid):
+                    table.pod_gone(uid)
+                case NamespaceSeen(namespace):
+                    table.namespace_seen(namespace)
+                case NamespaceGone(name):
+                    table.namespace_gone(name)
+                case Synced():
+                    table.synced()
+                    synced.set()
