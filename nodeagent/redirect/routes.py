@@ -2,19 +2,29 @@
 
 import errno
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from socket import AF_INET, AF_INET6
 from typing import Protocol
 
-from nodeagent.redirect.errors import translated
-from nodeagent.redirect.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Netlink,
-    attribute,
-    attributes,
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nlmsg
+from pyroute2.netlink.rtnl import (
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_GETROUTE,
+    RTM_GETRULE,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+    rt_proto,
+    rt_scope,
+    rt_type,
 )
+from pyroute2.netlink.rtnl.fibmsg import FR_ACT_TO_TBL, fibmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from nodeagent.redirect.errors import translated
+from nodeagent.redirect.netlink import Netlink, attributes
 from nodeagent.redirect.rules import (
     REPLY_MARK,
     REPLY_PRIORITY,
@@ -23,21 +33,13 @@ from nodeagent.redirect.rules import (
     PodRedirect,
 )
 
-# linux/rtnetlink.h and linux/fib_rules.h
-_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
-_RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
-_RTA_OIF, _RTA_TABLE = 4, 15
-_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
+# linux/fib_rules.h
 _FRA_SUPPRESS_PREFIXLEN, _FRA_PAD, _FRA_PROTOCOL = 14, 18, 21
-_FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
-_RT_SCOPE_HOST = 254
-_RTN_LOCAL = 2
-_RTPROT_BOOT = 3  # what the ip program writes, too
+# linux/rtnetlink.h
+_RTA_OIF, _RTA_TABLE = 4, 15
 
 _LOOPBACK_INDEX = 1  # in every network namespace: LOOPBACK_IFINDEX
-_RULE_HEADER = struct.Struct("=BBBBBBBBI")
-_ROUTE_HEADER = struct.Struct("=BBBBBBBBI")
 _AF = {Family.V4: AF_INET, Family.V6: AF_INET6}
 _DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
 
@@ -63,21 +65,17 @@ class PolicyRule:
 
     def count(self, netlink: Netlink) -> int:
         """See `Entry`. A rule with any further condition is somebody else's."""
-        header = _RULE_HEADER.pack(_AF[self.family], 0, 0, 0, 0, 0, 0, 0, 0)
-        return sum(map(_is_reply_rule, netlink.dump(_RTM_GETRULE, header)))
+        wanted = _conditions(_reply_rule(self.family))
+        rules = netlink.dump(RTM_GETRULE, _encoded(fibmsg(), family=_AF[self.family]))
+        return sum(_is_plain(rule) and _conditions(rule) == wanted for rule in rules)
 
     def add(self, netlink: Netlink) -> None:
         """See `Entry`."""
-        protocol = attribute(_FRA_PROTOCOL, bytes([_RTPROT_BOOT]))
-        netlink.request(_RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, self._body() + protocol)
+        netlink.request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _reply_rule(self.family))
 
     def remove(self, netlink: Netlink) -> None:
         """See `Entry`."""
-        netlink.request(_RTM_DELRULE, 0, self._body())
-
-    def _body(self) -> bytes:
-        header = _RULE_HEADER.pack(_AF[self.family], 0, 0, 0, REPLY_TABLE, 0, 0, _FR_ACT_TO_TBL, 0)
-        return header + b"".join(attribute(*pair) for pair in _REPLY_RULE.items())
+        netlink.request(RTM_DELRULE, 0, _reply_rule(self.family))
 
     def __str__(self) -> str:
         return f"policy rule for {self.family}"
@@ -91,26 +89,20 @@ class LocalRoute:
 
     def count(self, netlink: Netlink) -> int:
         """See `Entry`."""
-        header = _ROUTE_HEADER.pack(_AF[self.family], 0, 0, 0, 0, 0, 0, 0, 0)
+        wanted = _reply_route(self.family)
         try:
-            routes = netlink.dump(_RTM_GETROUTE, header + _TABLE)
+            routes = netlink.dump(RTM_GETROUTE, _reply_table(self.family))
         except FileNotFoundError:  # a table that never had a route
             return 0
-        return sum(map(_is_reply_route, routes))
+        return sum(_is_same_route(route, wanted) for route in routes)
 
     def add(self, netlink: Netlink) -> None:
         """See `Entry`."""
-        netlink.request(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, self._body())
+        netlink.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _reply_route(self.family))
 
     def remove(self, netlink: Netlink) -> None:
         """See `Entry`."""
-        netlink.request(_RTM_DELROUTE, 0, self._body())
-
-    def _body(self) -> bytes:
-        header = _ROUTE_HEADER.pack(
-            _AF[self.family], 0, 0, 0, REPLY_TABLE, _RTPROT_BOOT, _RT_SCOPE_HOST, _RTN_LOCAL, 0
-        )
-        return header + _TABLE + attribute(_RTA_OIF, _u32(_LOOPBACK_INDEX))
+        netlink.request(RTM_DELROUTE, 0, _reply_route(self.family))
 
     def __str__(self) -> str:
         return f"local route for {self.family}"
@@ -169,37 +161,71 @@ def _loopback_has_ipv6() -> bool:
         return False
 
 
-def _is_reply_rule(body: bytes) -> bool:
-    _, target, source, tos, _, _, _, action, flags = _RULE_HEADER.unpack_from(body)
-    plain = not (target or source or tos or flags & _FIB_RULE_INVERT)
-    conditions = {
-        kind: payload
-        for kind, payload in attributes(body[_RULE_HEADER.size :])
-        if kind not in {_FRA_PROTOCOL, _FRA_PAD} and (kind, payload) != _SUPPRESS_NOTHING
-    }
-    return plain and action == _FR_ACT_TO_TBL and conditions == _REPLY_RULE
-
-
-def _is_reply_route(body: bytes) -> bool:
-    _, target, source, tos, _, _, _, kind, _ = _ROUTE_HEADER.unpack_from(body)
-    found = dict(attributes(body[_ROUTE_HEADER.size :]))
-    return (
-        not (target or source or tos)
-        and kind == _RTN_LOCAL
-        and found.get(_RTA_TABLE) == _u32(REPLY_TABLE)
-        and found.get(_RTA_OIF) == _u32(_LOOPBACK_INDEX)
+@lru_cache
+def _reply_rule(family: Family) -> bytes:
+    return _encoded(
+        fibmsg(),
+        family=_AF[family],
+        table=REPLY_TABLE,
+        action=FR_ACT_TO_TBL,
+        attrs=[
+            ("FRA_PRIORITY", REPLY_PRIORITY),
+            ("FRA_FWMARK", REPLY_MARK.value),
+            ("FRA_FWMASK", REPLY_MARK.mask),
+            ("FRA_TABLE", REPLY_TABLE),
+            ("FRA_PROTOCOL", rt_proto["boot"]),  # what the ip program writes, too
+        ],
     )
 
 
-def _u32(value: int) -> bytes:
-    return struct.pack("=I", value)
+@lru_cache
+def _reply_table(family: Family) -> bytes:
+    return _encoded(rtmsg(), family=_AF[family], attrs=[("RTA_TABLE", REPLY_TABLE)])
 
 
-_TABLE = attribute(_RTA_TABLE, _u32(REPLY_TABLE))
-_SUPPRESS_NOTHING = (_FRA_SUPPRESS_PREFIXLEN, _u32(0xFFFF_FFFF))
-_REPLY_RULE = {
-    _FRA_PRIORITY: _u32(REPLY_PRIORITY),
-    _FRA_FWMARK: _u32(REPLY_MARK.value),
-    _FRA_FWMASK: _u32(REPLY_MARK.mask),
-    _FRA_TABLE: _u32(REPLY_TABLE),
-}
+@lru_cache
+def _reply_route(family: Family) -> bytes:
+    return _encoded(
+        rtmsg(),
+        family=_AF[family],
+        table=REPLY_TABLE,
+        proto=rt_proto["boot"],
+        scope=rt_scope["host"],
+        type=rt_type["local"],
+        attrs=[("RTA_TABLE", REPLY_TABLE), ("RTA_OIF", _LOOPBACK_INDEX)],
+    )
+
+
+def _encoded(message: nlmsg, **fields: object) -> bytes:
+    """Have pyroute2 encode `message`; without the header, which is the socket's matter."""
+    for name, value in fields.items():
+        message[name] = value
+    message.encode()
+    return bytes(message.data[16:])
+
+
+def _is_plain(rule: bytes) -> bool:
+    _, target, source, tos, _, _, _, action, flags = _HEADER.unpack_from(rule)
+    return not (target or source or tos or flags & _FIB_RULE_INVERT) and action == FR_ACT_TO_TBL
+
+
+def _conditions(rule: bytes) -> Mapping[int, bytes]:
+    return {
+        kind: payload
+        for kind, payload in attributes(rule[_HEADER.size :])
+        if kind not in {_FRA_PROTOCOL, _FRA_PAD} and (kind, payload) != _SUPPRESS_NOTHING
+    }
+
+
+def _is_same_route(have: bytes, want: bytes) -> bool:
+    _, target, source, tos, _, _, _, kind, _ = _HEADER.unpack_from(have)
+    found, wanted = (dict(attributes(route[_HEADER.size :])) for route in (have, want))
+    return (
+        not (target or source or tos)
+        and kind == rt_type["local"]
+        and all(found.get(part) == wanted[part] for part in (_RTA_TABLE, _RTA_OIF))
+    )
+
+
+_HEADER = struct.Struct("=BBBBBBBBI")  # of fib_rule_hdr and of rtmsg alike
+_SUPPRESS_NOTHING = (_FRA_SUPPRESS_PREFIXLEN, bytes([0xFF] * 4))
