@@ -66,6 +66,7 @@ async def _serve(settings: Settings) -> None:
             ),
             ztunnels=book,
             reporter=LoggedStatus(),
+            removal_grace=settings.removal_grace,
         )
         reconciler = Reconciler(
             _policy(settings), parts, tasks, verify_interval=settings.verify_interval

@@ -66,11 +66,18 @@ def user_ids(text: str) -> frozenset[int]:
 
 def seconds(text: str) -> float:
     """A length of time."""
+    if (value := seconds_or_none(text)) == 0:
+        raise ValueError("a positive number of seconds is expected")
+    return value
+
+
+def seconds_or_none(text: str) -> float:
+    """A length of time, or 0."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not 0 <= value < math.inf:
         raise ValueError("a positive number of seconds is expected")
     return value
 

@@ -159,6 +159,24 @@ class Settings:
         shown="the agent's own",
         help="the host's network namespace, which is never a pod's",
     )
+    keep_open_connections: bool = _setting(
+        _NETWORK,
+        "BOOL",
+        parse_bool,
+        default=False,
+        shown="false",
+        help="a running pod that joins keeps the connections that it has, past ztunnel,\n"
+        "until they close; otherwise they are reset",
+    )
+    removal_grace: float = _setting(
+        _NETWORK,
+        "SECONDS",
+        checks.seconds_or_none,
+        default=0.0,
+        shown="0",
+        help="how long a running pod that leaves keeps the connections that go through\n"
+        "ztunnel; with 0 they are reset at once",
+    )
     verify_interval: float = _setting(
         _NETWORK,
         "SECONDS",

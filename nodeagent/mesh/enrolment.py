@@ -4,6 +4,7 @@ Every step is idempotent and looks before it writes, so a run that was cut off
 anywhere, even by SIGKILL, is simply made again.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Generic, Protocol
@@ -52,6 +53,9 @@ class Redirector(Protocol[N_contra]):
     async def ensure(self, namespace: N_contra, pod: Pod) -> Look:
         """Make them what `pod` should have, and look who listens."""
 
+    async def release(self, namespace: N_contra, pod: Pod) -> int:
+        """Send nothing new to ztunnel; return how many connections go through it still."""
+
     async def remove(self, namespace: N_contra) -> bool:
         """Take out everything of ours. Returns whether anything stood there."""
 
@@ -90,6 +94,8 @@ class Parts(Generic[N]):
     redirector: Redirector[N]
     ztunnels: Ztunnels[N]
     reporter: Reporter
+    removal_grace: float = 0.0
+    """Seconds for which a running pod that leaves keeps what goes through ztunnel (L28)."""
 
 
 async def reconcile(row: Workload[N], parts: Parts[N]) -> None:
@@ -163,6 +169,7 @@ async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -
     if row.watch is None:
         row.watch = await parts.redirector.watch(namespace, row.uid)
     row.watch.arm()  # before the look: what changes during it is heard
+    row.leaving_since = None
     look = await parts.redirector.ensure(namespace, pod)
     differed = look.differed
     before = row.redirected
@@ -183,12 +190,28 @@ async def _remove(row: Workload[N], parts: Parts[N]) -> None:
     if row.namespace is None and (row.existing or row.reported is not None):
         await _survey(row, parts)
     if row.namespace is not None:
+        if parts.removal_grace and await _goes_on(row, row.namespace, parts):
+            return
         await parts.redirector.remove(row.namespace)
     await parts.ztunnels.withdraw(row.uid)
     _report(row, None, parts)
     row.let_go()
     row.existing = False
     row.be(State.OUTSIDE, row.decision.reason)
+
+
+async def _goes_on(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
+    """Whether connections through ztunnel are open, and may be for some time yet."""
+    # First of all: peers that are told in time send nothing new to ztunnel either.
+    _report(row, None, parts)
+    row.redirected = None
+    left = await parts.redirector.release(namespace, row.pod)
+    now = asyncio.get_running_loop().time()
+    row.leaving_since = row.leaving_since or now
+    if left == 0 or now - row.leaving_since >= parts.removal_grace:
+        return False
+    row.be(State.LEAVING, f"{row.decision.reason}; connections that are still open: {left}")
+    return True
 
 
 async def _survey(row: Workload[N], parts: Parts[N]) -> None:

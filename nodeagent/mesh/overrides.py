@@ -55,12 +55,17 @@ def pod_overrides(pod: Pod, *, dns_capture: bool) -> tuple[Overrides, tuple[str,
     return overrides, tuple(warnings)
 
 
+def is_interface(name: str) -> bool:
+    """Whether `name` can stand in a rule and mean one interface, and nothing else."""
+    return _INTERFACE.fullmatch(name) is not None
+
+
 def _interfaces(pod: Pod, warnings: list[str]) -> tuple[str, ...]:
     parts = (
         part.strip() for part in pod.annotations.get(REROUTE_VIRTUAL_INTERFACES, "").split(",")
     )
     names = dict.fromkeys(part for part in parts if part)
-    good = [name for name in names if _INTERFACE.fullmatch(name) and name != "lo"]
+    good = [name for name in names if is_interface(name) and name != "lo"]
     bad = [name[:32] for name in names if name not in good]
     where = f"pod {pod}: annotation {REROUTE_VIRTUAL_INTERFACES}"
     if bad:

@@ -18,6 +18,8 @@ log = structlog.get_logger()
 
 _QUIET = 2.0
 """Seconds without a change after which the next one is looked at immediately."""
+_LEAVING_LOOK = 0.5
+"""Seconds between two looks at whether a leaving pod's connections have ended."""
 _KEPT_TRUE = frozenset({State.PENDING, State.ENROLLED, State.UNSERVED})
 
 
@@ -115,9 +117,14 @@ class Reconciler(Generic[N]):
             row.be(State.RETRYING, f"unexpected: {error!r}")
             return backoff.delay()
         backoff.reset()
-        if row.gone or row.state not in _KEPT_TRUE:
-            return None
-        return self._verify_interval * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
+        return self._next_look(row)
+
+    def _next_look(self, row: Workload[N]) -> float | None:
+        if row.state is State.LEAVING and not row.gone:
+            return _LEAVING_LOOK
+        if row.state in _KEPT_TRUE and not row.gone:
+            return self._verify_interval * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
+        return None
 
     def _retry(self, row: Workload[N], reason: str) -> None:
         if row.be(State.RETRYING, reason):

@@ -58,6 +58,7 @@ class State(Enum):
     PENDING = "pending"
     ENROLLED = "enrolled"
     UNSERVED = "unserved"
+    LEAVING = "leaving"
     RETRYING = "retrying"
     FAILED = "failed"
 
@@ -86,6 +87,8 @@ class Workload(Generic[N]):
     """When that was, in seconds since the epoch."""
     accepted: bool = False
     """A ztunnel has accepted `namespace`. Stays true while ztunnel is away."""
+    leaving_since: float | None = None
+    """Loop time at which nothing new was sent to ztunnel any more."""
     reported: Redirection | None = None
     mended: int = 0
     """How often something else had changed the redirection, and it was put right."""
@@ -115,7 +118,8 @@ class Workload(Generic[N]):
         """Close the namespace; nothing of it is known any more."""
         namespace, self.namespace = self.namespace, None
         watch, self.watch = self.watch, None
-        self.redirected, self.verified, self.accepted = None, None, False
+        self.redirected, self.verified, self.leaving_since = None, None, None
+        self.accepted = False
         if watch is not None:
             watch.close()
         if namespace is not None:

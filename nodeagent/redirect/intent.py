@@ -18,6 +18,7 @@ class Intent:
     dns_capture: bool
     probe_v4: IPv4Address
     probe_v6: IPv6Address
+    keep_open: bool
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -27,6 +28,7 @@ class Intent:
             dns_capture=settings.ambient_dns_capture,
             probe_v4=settings.host_probe_snat_ip,
             probe_v6=settings.host_probe_snat_ipv6,
+            keep_open=settings.keep_open_connections,
         )
 
     def of(self, pod: Pod) -> tuple[PodRedirect, tuple[str, ...]]:
@@ -39,5 +41,6 @@ class Intent:
             reroute_interfaces=overrides.reroute_interfaces,
             probe_v4=self.probe_v4,
             probe_v6=self.probe_v6,
+            keep_open=self.keep_open,
         )
         return spec, warnings

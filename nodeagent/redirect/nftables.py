@@ -132,7 +132,9 @@ def _transport(rule: Rule) -> Iterator[str]:
         yield f"{rule.protocol} sport {_operand(rule.source_port)}"
     if rule.destination_port:
         yield f"{rule.protocol} dport {_operand(rule.destination_port)}"
-    if rule.protocol and not (rule.source_port or rule.destination_port):
+    if rule.opening:
+        yield "tcp flags & (fin | syn | rst | ack) == syn"
+    elif rule.protocol and not (rule.source_port or rule.destination_port):
         yield f"meta l4proto {rule.protocol}"
 
 

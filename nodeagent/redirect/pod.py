@@ -53,6 +53,11 @@ def ensure(spec: PodRedirect) -> tuple[str, ...]:
     return tuple(mended)
 
 
+def stands() -> bool:
+    """Whether rules of ours stand, whatever they were made for. Raises `RedirectError`."""
+    return bool(standing.read())
+
+
 def remove() -> bool:
     """Remove everything of ours, whatever it was made for; return whether anything stood.
 

@@ -1,6 +1,7 @@
 """The rules and routes of pods, kept from the event loop's side."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import structlog
@@ -13,8 +14,8 @@ from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect import pod as in_pod
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.intent import Intent
-from nodeagent.redirect.listeners import silent_ports
 from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.serving import open_connections, silent_ports
 from nodeagent.redirect.watch import DriftWatch, open_sockets
 
 log = structlog.get_logger()
@@ -49,6 +50,14 @@ class PodRedirector:
         except (RedirectError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
 
+    async def release(self, namespace: NetworkNamespace, pod: Pod) -> int:
+        """Send nothing new to ztunnel; return how many connections go through it still."""
+        spec, _ = self._intent.of(pod)
+        try:
+            return await self._threads.run(namespace, partial(_release, spec))
+        except (RedirectError, OSError) as error:
+            raise RetryError(f"releasing the redirection: {error}") from error
+
     async def remove(self, namespace: NetworkNamespace) -> bool:
         """Take out everything of ours; return whether anything stood there."""
         try:
@@ -59,6 +68,13 @@ class PodRedirector:
 
 def _ensure(spec: PodRedirect) -> Look:
     return Look(differed=in_pod.ensure(spec), silent=silent_ports(spec))
+
+
+def _release(spec: PodRedirect) -> int:
+    if not in_pod.stands():
+        return 0
+    in_pod.ensure(replace(spec, leaving=True))
+    return open_connections()
 
 
 @lru_cache(maxsize=1024)

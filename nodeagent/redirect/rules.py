@@ -3,12 +3,13 @@
 Backends render these rules; nothing here knows nftables or iptables.
 """
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Generic, TypeVar
+
+from nodeagent.mesh.overrides import is_interface
 
 LAYOUT_VERSION = 1
 """Goes up with every change to the rules that a ztunnel could notice (L23)."""
@@ -25,10 +26,6 @@ REPLY_PRIORITY = 32764
 
 PROXY_ZONE = 1
 """Conntrack zone of ztunnel's own DNS queries."""
-
-# nft takes a `*` and iptables a `+` for a wildcard, and neither can escape a
-# quote: the name comes from a tenant and must not say more than itself.
-_INTERFACE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@=-]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +146,8 @@ class Rule:
     source: Is[Address] | None = None
     destination: Is[Address] | Not[Address] | None = None
     protocol: Protocol | None = None
+    opening: bool = False
+    """Only the first packet of a TCP connection (SYN alone)."""
     source_port: Is[int] | None = None
     destination_port: Is[int] | Not[int] | None = None
     mark: Is[Mark] | Not[Mark] | None = None
@@ -171,10 +170,14 @@ class PodRedirect:
     """What arrives on them is outbound traffic: from VMs and nested containers."""
     probe_v4: IPv4Address
     probe_v6: IPv6Address
+    keep_open: bool = False
+    """Connections that were open before the rules go on past ztunnel until they close (L28)."""
+    leaving: bool = False
+    """Nothing new goes to ztunnel; what goes through it is still translated, and gets back."""
 
     def __post_init__(self) -> None:
         for name in self.reroute_interfaces:
-            if not _INTERFACE.fullmatch(name):
+            if not is_interface(name):
                 raise ValueError(f"not an interface name that can stand in a rule: {name[:32]!r}")
 
     @property
@@ -185,12 +188,24 @@ class PodRedirect:
 
 def pod_rules(spec: PodRedirect) -> tuple[Rule, ...]:
     """All rules of a pod; within one table and hook the first that matches wins."""
-    return (
+    rules = (
         *_mangle(spec),
         *_nat_prerouting(spec),
         *_nat_output(spec),
         *(_raw(spec) if spec.dns_capture else ()),
     )
+    if spec.leaving:
+        # The nat chains stay: with the last one, the kernel forgets its translations.
+        return tuple(rule for rule in rules if not isinstance(rule.verdict, Redirect | Return))
+    if spec.keep_open:
+        # To conntrack, a connection from before it was there is new in mid-stream.
+        return tuple(map(_opening_only, rules))
+    return rules
+
+
+def _opening_only(rule: Rule) -> Rule:
+    redirects_tcp = isinstance(rule.verdict, Redirect) and rule.protocol is Protocol.TCP
+    return replace(rule, opening=True) if redirects_tcp else rule
 
 
 def _mangle(spec: PodRedirect) -> Iterator[Rule]:

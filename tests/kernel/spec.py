@@ -14,6 +14,8 @@ def spec(
     dns_capture: bool = False,
     ingress: bool = False,
     reroute_interfaces: tuple[str, ...] = (),
+    keep_open: bool = False,
+    leaving: bool = False,
 ) -> PodRedirect:
     """A pod without overrides, but for those named."""
     return PodRedirect(
@@ -23,4 +25,6 @@ def spec(
         reroute_interfaces=reroute_interfaces,
         probe_v4=PROBE_V4,
         probe_v6=PROBE_V6,
+        keep_open=keep_open,
+        leaving=leaving,
     )

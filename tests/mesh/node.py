@@ -59,6 +59,7 @@ class Node:
     failures: dict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
     steps: list[tuple[str, PodUID]] = field(default_factory=list)
     open: list[Held] = field(default_factory=list)
+    connections: int = 0
     silent: tuple[int, ...] = ()
     watches: list[Watching] = field(default_factory=list)
     failed_for_good: list[str] = field(default_factory=list)
@@ -94,6 +95,11 @@ class Node:
         stood = namespace.id in self.rules
         self.rules.add(namespace.id)
         return Look(() if stood else ("rules were missing",), self.silent)
+
+    async def release(self, namespace: Held, pod: Pod) -> int:
+        assert namespace in self.open
+        await self._step("release", pod.uid)
+        return self.connections if namespace.id in self.rules else 0
 
     async def remove(self, namespace: Held) -> bool:
         assert namespace in self.open
@@ -157,8 +163,12 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(node: Node, *, verify_interval: float = 60) -> AsyncIterator[Bench]:
-    parts = Parts(namespaces=node, redirector=node, ztunnels=node, reporter=node)
+async def bench(
+    node: Node, *, verify_interval: float = 60, removal_grace: float = 0
+) -> AsyncIterator[Bench]:
+    parts = Parts(
+        namespaces=node, redirector=node, ztunnels=node, reporter=node, removal_grace=removal_grace
+    )
     with contextlib.suppress(asyncio.CancelledError):
         async with asyncio.TaskGroup() as workers:
             reconciler = Reconciler(Policy(), parts, workers, verify_interval=verify_interval)

@@ -56,6 +56,46 @@ async def test_order_of_a_removal() -> None:
         assert on.node.open == []
 
 
+async def test_leaving_pod_keeps_what_is_open() -> None:
+    """L28: the annotation goes first, nothing new is sent, and rules go when all has ended."""
+    node = Node(connections=2)
+    async with bench(node, removal_grace=60) as on:
+        await enrolled(on)
+        node.steps.clear()
+        on.table.pod_seen(a_pod(labels={}))
+        await on.until_state("1", State.LEAVING)
+        assert node.did("1") == ["report None", "release"]
+        assert (node.rules, node.ztunnel) == ({1}, {U1: 1})
+        node.connections = 0
+        on.reconciler.wake(on.row("1"))
+        await on.until_state("1", State.OUTSIDE)
+        assert (node.rules, node.ztunnel, node.open) == (set(), {}, [])
+
+
+async def test_leaving_pod_is_not_waited_for_without_end() -> None:
+    """L28: when the deadline has passed, what is still open is cut."""
+    node = Node(connections=2)
+    async with bench(node, removal_grace=0.05) as on:
+        await enrolled(on)
+        on.table.pod_seen(a_pod(labels={}))
+        await on.until_state("1", State.OUTSIDE)
+        assert node.did("1").count("release") == 2
+        assert node.rules == set()
+
+
+async def test_leaving_pod_that_comes_back() -> None:
+    """A label that comes back while connections are still open enrols the pod again."""
+    node = Node(connections=2)
+    async with bench(node, removal_grace=60) as on:
+        await enrolled(on)
+        on.table.pod_seen(a_pod(labels={}))
+        await on.until_state("1", State.LEAVING)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.ENROLLED)
+        assert node.annotations == {U1: Redirection.ENABLED}
+        assert on.row("1").mended == 0
+
+
 async def test_pod_that_is_gone_is_not_entered() -> None:
     """A pod that is gone is told to ztunnel and let go of; its namespace is left alone."""
     async with bench(Node()) as on:

@@ -1,0 +1,48 @@
+"""ztunnel's sockets in a pod: where it listens, and what goes through it."""
+
+import socket
+import struct
+
+from nodeagent.redirect.errors import translated
+from nodeagent.redirect.netlink import Netlink
+from nodeagent.redirect.rules import DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PodRedirect
+
+# linux/sock_diag.h, linux/inet_diag.h
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+# net/tcp_states.h
+_LISTENING = 1 << 10
+_OPEN = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11
+"""Established, or closed on one side only."""
+_REQUEST = struct.Struct("=BBBxI48x")  # family, protocol, extensions, states; any socket
+_SOURCE_PORT = struct.Struct("!4xH")  # after family, state, timer and retransmissions
+
+
+def silent_ports(spec: PodRedirect) -> tuple[int, ...]:
+    """Ports that `spec` redirects to, or that ztunnel is dialled at, where nobody listens.
+
+    Asks the calling thread's network namespace. Raises `RedirectError`.
+    """
+    expected = {OUTBOUND_PORT, HBONE_PORT}
+    if not spec.ingress:
+        expected.add(INBOUND_PORT)
+    if spec.dns_capture:
+        expected.add(DNS_PORT)
+    return tuple(sorted(expected.difference(_local_ports(_LISTENING))))
+
+
+def open_connections() -> int:
+    """How many TCP connections end at one of ztunnel's ports. Like `silent_ports`."""
+    ports = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT, DNS_PORT)
+    return sum(port in ports for port in _local_ports(_OPEN))
+
+
+def _local_ports(states: int) -> list[int]:
+    with translated("list the sockets"), Netlink(_NETLINK_SOCK_DIAG) as netlink:
+        return [
+            _SOURCE_PORT.unpack_from(body)[0]
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for body in netlink.dump(
+                _SOCK_DIAG_BY_FAMILY, _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states)
+            )
+        ]
