@@ -16,5 +16,14 @@ class LoggedStatus:
         word = redirection.value if redirection else "none"
         log.info("redirection", pod=str(pod), uid=pod.uid, redirection=word)
 
+    def contested(self, pod: Pod, times: int) -> None:
+        """Log that somebody works against the agent."""
+        log.error(
+            "something else keeps changing the pod's redirection",
+            pod=str(pod),
+            uid=pod.uid,
+            mended=times,
+        )
+
     def failed(self, pod: Pod, reason: str) -> None:
         """The reconciler's own line says it all."""

@@ -82,6 +82,9 @@ class Reporter(Protocol):
     def report(self, pod: Pod, redirection: Redirection | None) -> None:
         """The pod's redirection is this now; None: it is not redirected."""
 
+    def contested(self, pod: Pod, times: int) -> None:
+        """Something else keeps changing the redirection; it was mended so many `times`."""
+
     def failed(self, pod: Pod, reason: str) -> None:
         """The enrolment has failed for good, until something about the pod changes."""
 
@@ -180,6 +183,9 @@ async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -
     elif differed and before.annotations == pod.annotations:
         row.mended += 1
         log.warning("redirection mended", pod=str(pod), uid=pod.uid, differed=list(differed))
+        if row.mended == row.contested_from:
+            row.contested_from *= 2
+            parts.reporter.contested(pod, row.mended)
     elif differed:
         log.info("redirection changed", pod=str(pod), uid=pod.uid, differed=list(differed))
     row.redirected, row.verified = pod, time.time()

@@ -92,6 +92,8 @@ class Workload(Generic[N]):
     reported: Redirection | None = None
     mended: int = 0
     """How often something else had changed the redirection, and it was put right."""
+    contested_from: int = 5
+    """The number of times at which that is reported; doubles each time."""
     stirred: Backoff = field(default_factory=partial(Backoff, longest=LONGEST_STIRRED))
     """Between looks at a namespace in which something keeps changing."""
     last_stirred: float = 0.0

@@ -131,6 +131,9 @@ class Node:
         self.steps.append((f"report {redirection.value if redirection else None}", pod.uid))
         self.annotations[pod.uid] = redirection
 
+    def contested(self, pod: Pod, times: int) -> None:
+        self.steps.append((f"contested {times}", pod.uid))
+
     def failed(self, pod: Pod, reason: str) -> None:
         self.failed_for_good.append(f"{pod}: {reason}")
 

@@ -223,6 +223,18 @@ async def test_change_in_the_namespace_is_looked_at() -> None:
         on.reconciler.stirred(PodUID("unknown"))
 
 
+async def test_contested_pod_is_reported_now_and_then() -> None:
+    """Rules that somebody takes out again and again are reported, less and less often."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        for count in range(1, 12):
+            on.node.rules.clear()
+            on.reconciler.wake(on.row("1"))
+            await eventually(lambda count=count: on.row("1").mended == count)  # type: ignore[misc]
+        reports = [step for step in on.node.did("1") if step.startswith("contested")]
+        assert reports == ["contested 5", "contested 10"]
+
+
 async def test_changes_without_end_are_looked_at_less_often() -> None:
     """Two components never fight at full speed; the last change is looked at all the same."""
     async with bench(Node()) as on:
