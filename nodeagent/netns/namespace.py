@@ -54,8 +54,8 @@ class NetworkNamespace:
             if isinstance(error, NotANetworkNamespaceError):
                 raise
             raise NotANetworkNamespaceError("not a network namespace") from error
-        self._fd = out_of_the_way(fd)
-        self.id = NetnsId.of_fd(self._fd)
+        self._fd = fd
+        self.id = NetnsId.of_fd(fd)
 
     @classmethod
     def open(cls, path: str) -> Self:
@@ -65,12 +65,12 @@ class NetworkNamespace:
         where it cannot be opened. A FIFO or device in that place is not waited
         for: the path may come from a tenant.
         """
-        return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY))
+        return cls(out_of_the_way(_opened(path)))
 
     @classmethod
     def current(cls) -> Self:
         """Open the calling thread's own namespace."""
-        return cls.open("/proc/thread-self/ns/net")
+        return cls(_opened("/proc/thread-self/ns/net"))
 
     @property
     def fd(self) -> int:
@@ -103,3 +103,7 @@ class NetworkNamespace:
 
     def __repr__(self) -> str:
         return f"<NetworkNamespace {self.id}{' closed' if self.closed else ''}>"
+
+
+def _opened(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)

@@ -5,13 +5,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, NETLINK_ROUTE
 from typing import Protocol
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nlmsg
 from pyroute2.netlink.rtnl import (
     RTM_DELROUTE,
     RTM_DELRULE,
+    RTM_GETLINK,
     RTM_GETROUTE,
     RTM_GETRULE,
     RTM_NEWROUTE,
@@ -40,8 +41,11 @@ _FIB_RULE_INVERT = 2
 _RTA_OIF, _RTA_TABLE = 4, 15
 
 _LOOPBACK_INDEX = 1  # in every network namespace: LOOPBACK_IFINDEX
+_LINK_HEADER = struct.Struct("=BxHiII")
 _AF = {Family.V4: AF_INET, Family.V6: AF_INET6}
-_DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
+# linux/if_link.h and ipv6.h
+_IFLA_AF_SPEC, _IFLA_INET6_CONF = 26, 2
+_DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
 
 
 class Entry(Protocol):
@@ -153,12 +157,16 @@ def _count(entry: Entry, netlink: Netlink) -> int:
 
 
 def _loopback_has_ipv6() -> bool:
-    # /proc/sys/net shows the namespace of the thread that reads it.
-    try:
-        with open(_DISABLE_IPV6, encoding="ascii") as setting:
-            return setting.read().strip() == "0"
-    except OSError:  # a kernel without IPv6 at all
+    # Not through /proc/sys: a look-up there passes every other namespace's entry of that name.
+    with translated("look at the loopback interface"), Netlink(NETLINK_ROUTE) as netlink:
+        links = netlink.dump(RTM_GETLINK, bytes(_LINK_HEADER.size))
+    loopback = next(body for body in links if _LINK_HEADER.unpack_from(body)[2] == _LOOPBACK_INDEX)
+    families = dict(attributes(dict(attributes(loopback[_LINK_HEADER.size :]))[_IFLA_AF_SPEC]))
+    if AF_INET6 not in families:  # a kernel without IPv6 at all
         return False
+    settings = dict(attributes(families[AF_INET6]))[_IFLA_INET6_CONF]
+    (disabled,) = struct.unpack_from("=i", settings, 4 * _DISABLE_IPV6)
+    return bool(disabled == 0)
 
 
 @lru_cache

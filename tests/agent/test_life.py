@@ -1,6 +1,7 @@
 """The life of the agent and of its pods, with the real kernel and a strict ztunnel."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -239,9 +240,16 @@ async def test_sandbox_made_again(lab: Lab, node: Node, ztunnels: list[ModelZtun
     node.write(replace(old, path=new.path, v4=new.v4, v6=new.v6))
     await ztunnel.until(lambda: ztunnel.workloads == {"uid-old": NetnsId.of_path(new.path)})
     await node.until(old, lambda row: row["netns"] == str(NetnsId.of_path(new.path)))
-    held = [os.stat(f"/proc/{node.process.pid}/fd/{fd}").st_ino for fd in descriptors(node)]
-    assert NetnsId.of_path(old.path).inode not in held
-    assert NetnsId.of_path(new.path).inode in held
+    await eventually(lambda: NetnsId.of_path(old.path).inode not in held_inodes(node))
+    assert NetnsId.of_path(new.path).inode in held_inodes(node)
+
+
+def held_inodes(node: Node) -> set[int]:
+    found = set()
+    for fd in descriptors(node):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.stat(f"/proc/{node.process.pid}/fd/{fd}").st_ino)
+    return found
 
 
 def descriptors(node: Node) -> list[str]:
