@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+from collections.abc import AsyncIterator
 
 import structlog
 
@@ -13,8 +14,9 @@ from nodeagent.cluster.manifests import ManifestFolder
 from nodeagent.cluster.source import NamespaceGone, NamespaceSeen, PodGone, PodSeen, Synced
 from nodeagent.config import Settings, require_pod_source
 from nodeagent.descriptors import make_room
-from nodeagent.mesh.eligibility import Policy
+from nodeagent.mesh.eligibility import Policy, Wanted
 from nodeagent.mesh.enrolment import Parts
+from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
 from nodeagent.netns.annotated import AnnotatedNamespaces
@@ -22,6 +24,7 @@ from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.netns.verify import Verifier, host_namespaces
 from nodeagent.redirect.intent import Intent
+from nodeagent.redirect.probes import HostProbes
 from nodeagent.redirect.redirector import PodRedirector
 from nodeagent.sockets import listening
 from nodeagent.zds.book import Book
@@ -50,12 +53,25 @@ async def run(settings: Settings) -> int:
     return 0
 
 
+async def uninstall(settings: Settings) -> bool:
+    """Take out the host's rules and sets, for good; return whether any stood.
+
+    Not for an upgrade: probes of enrolled pods fail until the next agent runs.
+    Raises ``RetryError``, ``OSError``.
+    """
+    with contextlib.closing(NamespaceThreads(1)) as threads:
+        async with _host_probes(settings, threads) as probes:
+            return await probes.uninstall()
+
+
 async def _serve(settings: Settings) -> None:
     log.info("starting", node=settings.node_name, pods_from=settings.pod_manifests)
     source = ManifestFolder(require_pod_source(settings))
     tasks = asyncio.TaskGroup()
     missing = ["the first list of pods", "a first look at each pod"]
-    with contextlib.closing(NamespaceThreads()) as threads:
+    async with contextlib.AsyncExitStack() as stack:
+        threads = stack.enter_context(contextlib.closing(NamespaceThreads()))
+        probes = await stack.enter_async_context(_host_probes(settings, threads))
         book = Book(lambda uid: reconciler.look_at(uid))  # noqa: PLW0108 - made below
         parts = Parts(
             namespaces=AnnotatedNamespaces(Verifier(threads, host_namespaces(settings.host_netns))),
@@ -65,6 +81,7 @@ async def _serve(settings: Settings) -> None:
                 lambda uid: reconciler.stirred(uid),  # noqa: PLW0108 - made below
             ),
             ztunnels=book,
+            probes=probes,
             reporter=LoggedStatus(),
             removal_grace=settings.removal_grace,
         )
@@ -73,27 +90,55 @@ async def _serve(settings: Settings) -> None:
         )
         table = reconciler.table
         # A ztunnel that connects meanwhile waits in the backlog: quicker than its own back-off.
-        with listening(
-            settings.ztunnel_uds_address, socket.SOCK_SEQPACKET, setting="ZTUNNEL_UDS_ADDRESS"
-        ) as listener:
-            async with (
-                serve_admin(
-                    settings.admin_socket,
-                    workloads=lambda: [row.describe() for row in table],
-                    missing=lambda: missing,
-                ),
-                tasks,
-            ):
-                synced = asyncio.Event()
-                tasks.create_task(_follow(source, table, synced), name="pod source")
-                await synced.wait()
-                del missing[0]
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(FIRST_LOOK_TIMEOUT):
-                        await reconciler.looked_at_all()
-                missing.clear()
-                log.info("ready", pods=len(table), zds=settings.ztunnel_uds_address)
-                await ZdsServer(book, peer_uids=settings.zds_peer_uids).serve(listener)
+        listener = stack.enter_context(
+            listening(
+                settings.ztunnel_uds_address, socket.SOCK_SEQPACKET, setting="ZTUNNEL_UDS_ADDRESS"
+            )
+        )
+        await stack.enter_async_context(
+            serve_admin(
+                settings.admin_socket,
+                workloads=lambda: [row.describe() for row in table],
+                missing=lambda: missing,
+            )
+        )
+        await probes.start()
+        await stack.enter_async_context(tasks)
+        synced = asyncio.Event()
+        tasks.create_task(_follow(source, table, synced), name="pod source")
+        await synced.wait()
+        del missing[0]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK_TIMEOUT):
+                await reconciler.looked_at_all()
+        await _prune(probes, table)
+        missing.clear()
+        log.info("ready", pods=len(table), zds=settings.ztunnel_uds_address)
+        await ZdsServer(book, peer_uids=settings.zds_peer_uids).serve(listener)
+
+
+@contextlib.asynccontextmanager
+async def _host_probes(settings: Settings, threads: NamespaceThreads) -> AsyncIterator[HostProbes]:
+    """The probe set of the host that the settings name. Raises ``OSError``."""
+    with NetworkNamespace.open(settings.host_netns or "/proc/thread-self/ns/net") as host:
+        probes = HostProbes(
+            threads,
+            host,
+            probe_v4=settings.host_probe_snat_ip,
+            probe_v6=settings.host_probe_snat_ipv6,
+            ipv6=settings.ambient_ipv6,
+        )
+        async with contextlib.aclosing(probes):
+            yield probes
+
+
+async def _prune(probes: HostProbes, table: Table[NetworkNamespace]) -> None:
+    enrolled = [row.pod for row in table if row.decision.wanted is not Wanted.NO and not row.gone]
+    try:
+        await probes.prune(enrolled)
+    except RetryError as error:
+        # What is in the set too long does no harm that would justify not to start.
+        log.warning("host probe set not pruned", reason=str(error))
 
 
 def _policy(settings: Settings) -> Policy:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from itertools import groupby
 
 from nodeagent import config, log
+from nodeagent.mesh.errors import RetryError
 
 _EXAMPLES = """\
 examples:
@@ -48,10 +49,18 @@ def _run(_: argparse.Namespace, settings: config.Settings) -> int:
 
     from nodeagent import agent
 
-    try:
-        return asyncio.run(agent.run(settings))
-    except OSError as error:
-        return _failed(_words(error))
+    return _answered(lambda: asyncio.run(agent.run(settings)))
+
+
+def _uninstall(_: argparse.Namespace, settings: config.Settings) -> int:
+    from nodeagent import agent
+
+    def remove() -> int:
+        stood = asyncio.run(agent.uninstall(settings))
+        print("the host's rules are removed" if stood else "the host has no rules of the agent's")
+        return 0
+
+    return _answered(remove)
 
 
 def _rules(options: argparse.Namespace, settings: config.Settings) -> int:
@@ -74,6 +83,15 @@ def _status(options: argparse.Namespace, settings: config.Settings) -> int:
         return client.status(settings.admin_socket, as_json=options.json)
     except client.NoAgentError as error:
         return _failed(error)
+
+
+def _answered(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except RetryError as error:
+        return _failed(error)
+    except OSError as error:
+        return _failed(_words(error))
 
 
 def _words(error: OSError) -> str:
@@ -126,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a pod in --pod-manifests, with what its annotations ask for; may be repeated",
     )
     _add_settings(rules)
+    _add_settings(
+        add("uninstall", _uninstall, "remove the host's rules, when the agent goes for good")
+    )
     status = add("status", _status, "show the pods that the running agent knows, and why")
     status.usage = "nodeagent status [--json] [setting ...]"
     status.add_argument("--json", action="store_true", help="all that is known, for programs")

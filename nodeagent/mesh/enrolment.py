@@ -76,6 +76,16 @@ class Ztunnels(Protocol[N_contra]):
         """Tell every ztunnel that was told of the pod; returns when all were."""
 
 
+class Probes(Protocol):
+    """The host's set of addresses whose health probes reach the app directly."""
+
+    async def ensure(self, pod: Pod) -> tuple[str, ...]:
+        """Make the set have the pod's addresses. Returns what differed, in words."""
+
+    async def remove(self, uid: PodUID) -> None:
+        """Take out what is the pod's own; an address may be another pod's by now."""
+
+
 class Reporter(Protocol):
     """Tells the cluster. Returns at once; delivery is the reporter's own matter."""
 
@@ -96,6 +106,7 @@ class Parts(Generic[N]):
     namespaces: NamespaceFinder[N]
     redirector: Redirector[N]
     ztunnels: Ztunnels[N]
+    probes: Probes
     reporter: Reporter
     removal_grace: float = 0.0
     """Seconds for which a running pod that leaves keeps what goes through ztunnel (L28)."""
@@ -130,18 +141,18 @@ async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
     look = await _redirect(row, pod, namespace, parts)
     served = row.accepted  # by the time of the look
     try:
-        if await parts.ztunnels.offer(pod, namespace):
-            row.accepted = True
+        row.accepted = await parts.ztunnels.offer(pod, namespace) or row.accepted
     except RefusedError:
         row.accepted = False
+        # Its probes do not need ztunnel, and must not fail with it.
+        await parts.probes.ensure(pod)
         _report(row, Redirection.PENDING, parts)
         raise
+    await parts.probes.ensure(pod)
+    _report(row, Redirection.ENABLED if row.accepted else Redirection.PENDING, parts)
     if not row.accepted:
-        _report(row, Redirection.PENDING, parts)
         row.be(State.PENDING, "no ztunnel is connected")
-        return
-    _report(row, Redirection.ENABLED, parts)
-    if served and look.silent:
+    elif served and look.silent:
         ports = ", ".join(map(str, look.silent))
         row.be(State.UNSERVED, f"ztunnel does not listen on {ports}: traffic fails")
     else:
@@ -198,6 +209,7 @@ async def _remove(row: Workload[N], parts: Parts[N]) -> None:
     if row.namespace is not None:
         if parts.removal_grace and await _goes_on(row, row.namespace, parts):
             return
+        await parts.probes.remove(row.uid)
         await parts.redirector.remove(row.namespace)
     await parts.ztunnels.withdraw(row.uid)
     _report(row, None, parts)
@@ -234,6 +246,7 @@ async def _survey(row: Workload[N], parts: Parts[N]) -> None:
 
 
 async def _release(row: Workload[N], parts: Parts[N]) -> None:
+    await parts.probes.remove(row.uid)
     await parts.ztunnels.withdraw(row.uid)
     row.let_go()
 

@@ -40,7 +40,7 @@ class Verifier:
             held = await self._threads.run(namespace, local_addresses)
         except OSError as error:
             raise RetryError(f"cannot look into {namespace.id}: {error.strerror}") from error
-        if held.isdisjoint(pod.addresses):
+        if held.isdisjoint(address for address in pod.addresses if _tells_pods_apart(address)):
             raise ForeignNamespaceError(
                 f"{namespace.id} holds none of the pod's addresses ({_list(pod.addresses)})"
             )
@@ -57,6 +57,11 @@ def host_namespaces(host_netns: str | None) -> frozenset[NetnsId]:
     if os.access("/proc/1/ns/net", os.R_OK):
         found.add(NetnsId.of_path("/proc/1/ns/net"))
     return frozenset(found)
+
+
+def _tells_pods_apart(address: IPAddress) -> bool:
+    # Every namespace has a loopback, and may have the same link-local addresses.
+    return not (address.is_loopback or address.is_link_local)
 
 
 def _list(addresses: Iterable[IPAddress]) -> str:

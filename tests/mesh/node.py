@@ -47,6 +47,22 @@ class Watching:
 
 
 @dataclass
+class Probed:
+    """The host's set."""
+
+    node: "Node"
+
+    async def ensure(self, pod: Pod) -> tuple[str, ...]:
+        await self.node._step("probe", pod.uid)
+        self.node.probed.add(pod.uid)
+        return ()
+
+    async def remove(self, uid: PodUID) -> None:
+        await self.node._step("unprobe", uid)
+        self.node.probed.discard(uid)
+
+
+@dataclass
 class Node:
     """Namespaces, rules and a ztunnel; every step is written down in `steps`."""
 
@@ -60,6 +76,7 @@ class Node:
     steps: list[tuple[str, PodUID]] = field(default_factory=list)
     open: list[Held] = field(default_factory=list)
     connections: int = 0
+    probed: set[PodUID] = field(default_factory=set)
     silent: tuple[int, ...] = ()
     watches: list[Watching] = field(default_factory=list)
     failed_for_good: list[str] = field(default_factory=list)
@@ -170,7 +187,12 @@ async def bench(
     node: Node, *, verify_interval: float = 60, removal_grace: float = 0
 ) -> AsyncIterator[Bench]:
     parts = Parts(
-        namespaces=node, redirector=node, ztunnels=node, reporter=node, removal_grace=removal_grace
+        namespaces=node,
+        redirector=node,
+        ztunnels=node,
+        probes=Probed(node),
+        reporter=node,
+        removal_grace=removal_grace,
     )
     with contextlib.suppress(asyncio.CancelledError):
         async with asyncio.TaskGroup() as workers:

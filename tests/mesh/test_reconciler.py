@@ -39,20 +39,20 @@ async def enrolled(on: Bench, uid: str = "1") -> None:
 
 
 async def test_order_of_an_enrolment() -> None:
-    """L2: namespace, rules, ztunnel, and the annotation last."""
+    """L2: namespace, rules, ztunnel, probes, and the annotation last."""
     async with bench(Node()) as on:
         await enrolled(on)
-        assert on.node.did("1") == ["find", "ensure", "offer", "report enabled"]
+        assert on.node.did("1") == ["find", "ensure", "offer", "probe", "report enabled"]
 
 
 async def test_order_of_a_removal() -> None:
-    """A pod that leaves while it runs: rules, every ztunnel, annotation, descriptor."""
+    """A pod that leaves while it runs: probes, rules, ztunnels, annotation, descriptor."""
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.steps.clear()
         on.table.pod_seen(a_pod(labels={}))
         await on.until_state("1", State.OUTSIDE)
-        assert on.node.did("1") == ["remove", "withdraw", "report None"]
+        assert on.node.did("1") == ["unprobe", "remove", "withdraw", "report None"]
         assert on.node.open == []
 
 
@@ -103,7 +103,7 @@ async def test_pod_that_is_gone_is_not_entered() -> None:
         on.node.steps.clear()
         on.table.pod_gone(U1)
         await on.settled()
-        assert on.node.did("1") == ["withdraw"]
+        assert on.node.did("1") == ["unprobe", "withdraw"]
         assert (on.node.open, len(on.table)) == ([], 0)
 
 
@@ -128,6 +128,7 @@ async def test_refusal_is_pending_until_accepted() -> None:
         on.table.pod_seen(a_pod())
         await on.until_state("1", State.RETRYING)
         assert (node.annotations, node.rules) == ({U1: Redirection.PENDING}, {1})
+        assert node.probed == {U1}, "its probes do not need ztunnel"
         node.refusing = False
         await on.until_state("1", State.ENROLLED)
         assert node.annotations == {U1: Redirection.ENABLED}
@@ -151,7 +152,7 @@ async def test_without_ztunnel() -> None:
         on.table.pod_seen(a_pod())
         await on.until_state("1", State.PENDING)
         await on.settled()
-        assert node.did("1") == ["find", "ensure", "offer", "report pending"]
+        assert node.did("1") == ["find", "ensure", "offer", "probe", "report pending"]
         node.ztunnel = {}
         on.reconciler.wake(on.row("1"))
         await on.until_state("1", State.ENROLLED)
@@ -165,7 +166,7 @@ async def test_ztunnel_that_stops_changes_nothing() -> None:
         on.node.steps.clear()
         on.reconciler.wake(on.row("1"))
         await on.settled()
-        assert on.node.did("1") == ["find", "ensure", "offer"]
+        assert on.node.did("1") == ["find", "ensure", "offer", "probe"]
         assert on.row("1").state is State.ENROLLED
 
 
@@ -339,7 +340,7 @@ async def test_thousands_at_the_same_moment() -> None:
             on.table.pod_seen(a_pod(uid))
         for uid in uids:
             await on.until_state(uid, State.ENROLLED)
-        assert len(node.steps) == 4 * len(uids)
+        assert len(node.steps) == 5 * len(uids)
 
 
 async def test_same_name_is_another_pod() -> None:
@@ -379,7 +380,10 @@ STEPS = st.one_of(
     st.tuples(st.just("namespace"), st.sampled_from(["plain", "ambient", "unknown"])),
     st.tuples(st.just("sandbox"), st.sampled_from("123"), st.integers(10, 12)),
     st.tuples(st.just("ztunnel"), st.sampled_from(["away", "there", "refusing"])),
-    st.tuples(st.just("fail"), st.sampled_from(["find", "ensure", "offer", "withdraw"])),
+    st.tuples(
+        st.just("fail"),
+        st.sampled_from(["find", "ensure", "offer", "withdraw", "probe", "unprobe"]),
+    ),
     st.tuples(st.just("turns"), st.integers(1, 12)),
 )
 
@@ -461,6 +465,7 @@ async def finish(history: History) -> None:
     }
     assert sorted(held.id for held in node.open) == sorted(node.namespaces[uid] for uid in inside)
     assert len(node.watches) == len(inside)
+    assert node.probed == inside
     for uid in history.pods:
         expected = Redirection.ENABLED if uid in inside else None
         assert node.annotations.get(uid) is expected

@@ -85,6 +85,13 @@ async def test_another_pods_namespace(lab: Lab, threads: NamespaceThreads) -> No
     assert open_descriptors() == before
 
 
+async def test_address_that_every_namespace_has(lab: Lab, threads: NamespaceThreads) -> None:
+    """A loopback address in a pod's status proves nothing."""
+    pod = lab.add_pod("web")
+    with pytest.raises(RetryError, match="holds none"):
+        await finder(threads).find(a_pod(pod, IPv4Address("127.0.0.1"), IPv6Address("::1")))
+
+
 async def test_the_hosts_namespace(lab: Lab, threads: NamespaceThreads) -> None:
     """The host's namespace is refused for good, even where it holds the pod's address."""
     pod = lab.add_pod("web")
