@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 
 import structlog
 
@@ -23,7 +24,11 @@ from nodeagent.netns.annotated import AnnotatedNamespaces
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.netns.verify import Verifier, host_namespaces
+from nodeagent.redirect.backend import Backends
+from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.intent import Intent
+from nodeagent.redirect.iptables_choice import find_variant
+from nodeagent.redirect.iptables_programs import Variant
 from nodeagent.redirect.probes import HostProbes
 from nodeagent.redirect.redirector import PodRedirector
 from nodeagent.sockets import listening
@@ -78,6 +83,7 @@ async def _serve(settings: Settings) -> None:
             redirector=PodRedirector(
                 threads,
                 Intent.from_settings(settings),
+                await _backends(settings, threads),
                 lambda uid: reconciler.stirred(uid),  # noqa: PLW0108 - made below
             ),
             ztunnels=book,
@@ -120,7 +126,7 @@ async def _serve(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def _host_probes(settings: Settings, threads: NamespaceThreads) -> AsyncIterator[HostProbes]:
     """The probe set of the host that the settings name. Raises ``OSError``."""
-    with NetworkNamespace.open(settings.host_netns or "/proc/thread-self/ns/net") as host:
+    with _host_namespace(settings) as host:
         probes = HostProbes(
             threads,
             host,
@@ -139,6 +145,26 @@ async def _prune(probes: HostProbes, table: Table[NetworkNamespace]) -> None:
     except RetryError as error:
         # What is in the set too long does no harm that would justify not to start.
         log.warning("host probe set not pruned", reason=str(error))
+
+
+async def _backends(settings: Settings, threads: NamespaceThreads) -> Backends:
+    forced = Variant(settings.force_iptables_binary) if settings.force_iptables_binary else None
+    if settings.native_nftables:
+        if forced:
+            log.warning("FORCE_IPTABLES_BINARY has no effect: NATIVE_NFTABLES is on")
+        return Backends.choose(None)
+    with _host_namespace(settings) as host:
+        find = partial(find_variant, forced, settings.cni_agent_run_dir)
+        try:
+            variant = await threads.run(host, find)
+        except RedirectError as error:
+            raise RetryError(f"FORCE_IPTABLES_BINARY is not set, and {error}") from error
+    log.info("rules are written through iptables", variant=str(variant))
+    return Backends.choose(variant)
+
+
+def _host_namespace(settings: Settings) -> NetworkNamespace:
+    return NetworkNamespace.open(settings.host_netns or "/proc/thread-self/ns/net")
 
 
 def _policy(settings: Settings) -> Policy:

@@ -151,6 +151,22 @@ class Settings:
         default=IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
         help="the same for IPv6",
     )
+    native_nftables: bool = _setting(
+        _NETWORK,
+        "BOOL",
+        parse_bool,
+        default=True,
+        shown="true",
+        help="write rules for nftables itself; otherwise through the iptables programs",
+    )
+    force_iptables_binary: str = _setting(
+        _NETWORK,
+        "VARIANT",
+        checks.choice("nft", "legacy", ""),
+        default="",
+        shown="found out",
+        help="nft or legacy: which iptables programs, without NATIVE_NFTABLES",
+    )
     host_netns: str | None = _setting(
         _NETWORK,
         "PATH",

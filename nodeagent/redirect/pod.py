@@ -8,26 +8,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import NETLINK_ROUTE
 
-from nodeagent.redirect import nftables, standing
+from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.errors import translated
 from nodeagent.redirect.netlink import Netlink
 from nodeagent.redirect.routes import add_entry, count_entries, remove_entries, wanted_entries
 from nodeagent.redirect.rules import PodRedirect
 
+NFTABLES = Backends.choose(None)
+"""What every node has unless its settings say otherwise."""
 
-def inspect(spec: PodRedirect) -> tuple[str, ...]:
+
+def inspect(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]:
     """Say what differs from `spec`; empty where all is as intended. Raises `RedirectError`."""
     wanted = wanted_entries(spec)
     with _routing() as netlink:
         counts = count_entries(netlink)
     return (
         *(f"{entry} is missing" for entry in counts if entry in wanted and not counts[entry]),
-        *_rule_differences(spec, standing.read()),
+        *backends.chosen.inspect(spec),
+        *backends.leftovers(),
         *(f"{entry} is not wanted" for entry in counts if counts[entry] and entry not in wanted),
     )
 
 
-def ensure(spec: PodRedirect) -> tuple[str, ...]:
+def ensure(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]:
     """Make `spec` true; return what differed before, empty where nothing was touched.
 
     Raises `RedirectError`. The way for replies comes before the rules that make
@@ -42,10 +46,8 @@ def ensure(spec: PodRedirect) -> tuple[str, ...]:
             if entry in wanted and not count:
                 add_entry(netlink, entry)
                 mended.append(f"{entry} is missing")
-        have = standing.read()
-        if found := _rule_differences(spec, have):
-            nftables.apply(nftables.render(spec, replacing=have))
-            mended += found
+        mended += backends.chosen.ensure(spec)
+        mended += backends.sweep()
         for entry, count in counts.items():
             if entry not in wanted and count:
                 remove_entries(netlink, entry, count)
@@ -53,31 +55,23 @@ def ensure(spec: PodRedirect) -> tuple[str, ...]:
     return tuple(mended)
 
 
-def stands() -> bool:
+def stands(backends: Backends = NFTABLES) -> bool:
     """Whether rules of ours stand, whatever they were made for. Raises `RedirectError`."""
-    return bool(standing.read())
+    return backends.chosen.stands() or bool(backends.leftovers())
 
 
-def remove() -> bool:
+def remove(backends: Backends = NFTABLES) -> bool:
     """Remove everything of ours, whatever it was made for; return whether anything stood.
 
     Raises `RedirectError`.
     """
-    have = standing.read()
-    if have:
-        nftables.apply(nftables.render_removal(have))
+    stood = backends.chosen.remove()
+    stood = bool(backends.sweep()) or stood
     with _routing() as netlink:
         counts = count_entries(netlink)
         for entry, count in counts.items():
             remove_entries(netlink, entry, count)
-    return bool(have) or any(counts.values())
-
-
-def _rule_differences(spec: PodRedirect, have: standing.Tables) -> tuple[str, ...]:
-    # A pod that was just made has none of our tables: nothing to compare with.
-    if not have:
-        return ("rules are missing",)
-    return tuple(standing.differences(have, standing.reference(spec)))
+    return stood or any(counts.values())
 
 
 @contextmanager

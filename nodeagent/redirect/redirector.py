@@ -12,6 +12,7 @@ from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect import pod as in_pod
+from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.rules import PodRedirect
@@ -25,11 +26,16 @@ class PodRedirector:
     """Does the work of `nodeagent.redirect.pod` inside pods; see `mesh.enrolment.Redirector`."""
 
     def __init__(
-        self, threads: NamespaceThreads, intent: Intent, changed: Callable[[PodUID], None]
+        self,
+        threads: NamespaceThreads,
+        intent: Intent,
+        backends: Backends,
+        changed: Callable[[PodUID], None],
     ) -> None:
         """`changed` is called when anything in a watched namespace was changed."""
         self._threads = threads
         self._intent = intent
+        self._backends = backends
         self._changed = changed
 
     async def watch(self, namespace: NetworkNamespace, uid: PodUID) -> DriftWatch:
@@ -46,7 +52,7 @@ class PodRedirector:
         for warning in warnings:
             _warn_once(warning)
         try:
-            return await self._threads.run(namespace, partial(_ensure, spec))
+            return await self._threads.run(namespace, partial(_ensure, spec, self._backends))
         except (RedirectError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
 
@@ -54,26 +60,26 @@ class PodRedirector:
         """Send nothing new to ztunnel; return how many connections go through it still."""
         spec, _ = self._intent.of(pod)
         try:
-            return await self._threads.run(namespace, partial(_release, spec))
+            return await self._threads.run(namespace, partial(_release, spec, self._backends))
         except (RedirectError, OSError) as error:
             raise RetryError(f"releasing the redirection: {error}") from error
 
     async def remove(self, namespace: NetworkNamespace) -> bool:
         """Take out everything of ours; return whether anything stood there."""
         try:
-            return await self._threads.run(namespace, in_pod.remove)
+            return await self._threads.run(namespace, partial(in_pod.remove, self._backends))
         except (RedirectError, OSError) as error:
             raise RetryError(f"removing the redirection: {error}") from error
 
 
-def _ensure(spec: PodRedirect) -> Look:
-    return Look(differed=in_pod.ensure(spec), silent=silent_ports(spec))
+def _ensure(spec: PodRedirect, backends: Backends) -> Look:
+    return Look(differed=in_pod.ensure(spec, backends), silent=silent_ports(spec))
 
 
-def _release(spec: PodRedirect) -> int:
-    if not in_pod.stands():
+def _release(spec: PodRedirect, backends: Backends) -> int:
+    if not in_pod.stands(backends):
         return 0
-    in_pod.ensure(replace(spec, leaving=True))
+    in_pod.ensure(replace(spec, leaving=True), backends)
     return open_connections()
 
 

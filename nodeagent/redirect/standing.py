@@ -6,17 +6,15 @@ values left out: 0.3 ms for all of it where a listing through libnftables takes
 """
 
 import struct
-import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nodeagent import kernel
 from nodeagent.redirect.errors import translated
 from nodeagent.redirect.netlink import Netlink, attribute, attributes
 from nodeagent.redirect.nftables import TABLE_NAMES, apply, render
 from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.scratch import in_scratch_namespace
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
 _NETLINK_NETFILTER = 12
@@ -91,21 +89,12 @@ def reference(spec: PodRedirect) -> Tables:
     life; 64 keeps a tenant with many interface lists from growing it.
     Raises `RedirectError`.
     """
-    result: Future[Tables] = Future()
 
-    def work() -> None:
-        try:
-            with translated("make a network namespace for comparison"):
-                kernel.unshare(kernel.CLONE_NEWNET)
-            apply(render(spec, replacing=()))
-            result.set_result(read())
-        except Exception as error:  # noqa: BLE001 - raised again in the caller
-            result.set_exception(error)
+    def done() -> Tables:
+        apply(render(spec, replacing=()))
+        return read()
 
-    thread = threading.Thread(target=work, name="reference-rules")
-    thread.start()
-    thread.join()
-    return result.result()
+    return in_scratch_namespace(done)
 
 
 def differences(have: Tables, want: Tables) -> Iterator[str]:

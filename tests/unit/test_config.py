@@ -37,6 +37,7 @@ def test_defaults_are_those_that_istios_users_know() -> None:
 def test_every_default_that_has_a_text_is_what_the_text_means() -> None:
     """The help's defaults are true: given as a value, each leads to the same settings."""
     words = {"node_name", "pod_manifests", "ambient_enablement_selector", "host_netns"}
+    words |= {"force_iptables_binary"}
     texts = {s.attribute: s.default for s in SETTINGS if s.attribute not in words}
     assert load(texts, {}) == load({}, {})
 

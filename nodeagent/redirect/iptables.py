@@ -1,0 +1,233 @@
+"""Our chains in the language of ``iptables-restore`` and ``iptables-save``."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from nodeagent.redirect.rules import (
+    LAYOUT_VERSION,
+    Accept,
+    Family,
+    Hook,
+    Is,
+    Mark,
+    Not,
+    PodRedirect,
+    Redirect,
+    RestoreMark,
+    Return,
+    Rule,
+    SetConnmark,
+    SetZone,
+    Table,
+    Verdict,
+    pod_rules,
+)
+
+CHAINS = {Hook.PREROUTING: "ISTIO_PRERT", Hook.OUTPUT: "ISTIO_OUTPUT"}
+"""What is ours in each of the tables, in both families; the names are Istio's, too."""
+
+FIRST = (1,)
+"""The one position at which our jump should stand."""
+
+# Each table is a transaction of its own: what carries replies stands before the
+# redirection that makes it needed, and goes after it.
+_ORDER = (Table.MANGLE, Table.RAW, Table.NAT)
+
+_OURS = tuple(f"-A {name} " for name in CHAINS.values())
+_ESCAPED = re.compile(r"\\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One of our chains as it stands."""
+
+    rules: tuple[str, ...]
+    """In the notation of the program that listed them, without their counters."""
+    jumps: tuple[int, ...]
+    """Where the hook's own chain leads here without a condition, counted from 1."""
+    held: bool
+    """Somebody else's rule leads here too; the kernel keeps the chain as long as it does."""
+
+
+Place = tuple[Table, Hook]
+Standing = Mapping[Place, Chain]
+"""Our chains in one family."""
+
+
+def render(spec: PodRedirect, family: Family, *, replacing: Standing | None = None) -> str:
+    """Return the input for ``iptables-restore --noflush`` that makes `spec` true in `family`.
+
+    One transaction per table. `replacing` is what was read there; without it, nothing
+    of ours stands. A jump that stands once and first is not touched, so that the
+    packets of a pod that is right never miss it.
+    """
+    return _render([rule for rule in pod_rules(spec) if family in rule.families], replacing or {})
+
+
+def render_removal(standing: Standing) -> str:
+    """Return the input for ``iptables-restore --noflush`` that removes `standing`."""
+    return _render([], standing)
+
+
+def parse(listing: str) -> Standing:
+    """Find our chains in the output of ``iptables-save``.
+
+    A chain that is empty, and there only because somebody's rule leads to it, is not ours.
+    """
+    return {
+        (table, hook): chain
+        for table in Table
+        for hook, chain in _chains(_section(listing, table))
+        if chain.rules or chain.jumps or not chain.held
+    }
+
+
+def has_rules_of_others(listing: str) -> bool:
+    """Whether a listing has a rule or chain that neither this agent nor Istio's has made.
+
+    A chain counts without rules: kubelet marks its own choice with an empty one.
+    """
+    return any(
+        statement.startswith("-A ") or (statement.startswith(":") and " - [" in statement)
+        for statement in _statements(listing)
+        if "ISTIO_" not in statement
+    )
+
+
+def _chains(section: list[str]) -> Iterator[tuple[Hook, Chain]]:
+    rules = [statement for statement in section if statement.startswith("-A ")]
+    foreign = [rule for rule in rules if not f"{rule} ".startswith(_OURS)]
+    for hook, name in CHAINS.items():
+        if any(statement.startswith(f":{name} ") for statement in section):
+            jump = _jump("-A", hook)
+            before = [rule for rule in rules if rule.startswith(f"-A {hook.upper()} ")]
+            yield (
+                hook,
+                Chain(
+                    rules=tuple(rule for rule in rules if f"{rule} ".startswith(f"-A {name} ")),
+                    jumps=tuple(at for at, rule in enumerate(before, start=1) if rule == jump),
+                    held=any(rule != jump and _leads_to(name, rule) for rule in foreign),
+                ),
+            )
+
+
+def _leads_to(name: str, rule: str) -> bool:
+    return any(f" {option} {name} " in f"{rule} " for option in ("-j", "-g"))
+
+
+def _section(listing: str, table: Table) -> list[str]:
+    """The statements about one table."""
+    section: list[str] = []
+    inside = False
+    for statement in _statements(listing):
+        if statement.startswith("*"):
+            inside = statement[1:] == table
+        elif inside:
+            section.append(statement)
+    return section
+
+
+def _statements(listing: str) -> Iterator[str]:
+    """Split a listing where statements end: a line break within quotes is a tenant's comment."""
+    lines: list[str] = []
+    quoted = False
+    for line in listing.split("\n"):
+        lines.append(line)
+        if '"' in line and _ESCAPED.sub("", line).count('"') % 2:
+            quoted = not quoted
+        if not quoted:
+            yield "\n".join(lines)
+            lines = []
+
+
+def _render(rules: Collection[Rule], standing: Standing) -> str:
+    sections = []
+    for table in _ORDER if rules else reversed(_ORDER):
+        lines = [*_table_lines(table, [rule for rule in rules if rule.table is table], standing)]
+        if lines:
+            sections += [f"*{table}", *lines, "COMMIT"]
+    return "".join(f"{line}\n" for line in sections)
+
+
+def _table_lines(table: Table, rules: Iterable[Rule], standing: Standing) -> Iterator[str]:
+    going = []
+    for hook, name in CHAINS.items():
+        chain = standing.get((table, hook))
+        jumps = chain.jumps if chain else ()
+        if wanted := [_render_rule(rule) for rule in rules if rule.hook is hook]:
+            yield f":{name} - [0:0]"  # made, or emptied where it stands
+            if jumps != FIRST:
+                yield from [_jump("-D", hook)] * len(jumps)
+                yield _jump("-I", hook, " 1")
+            yield f'-A {name} -m comment --comment "nodeagent layout {LAYOUT_VERSION}"'
+            yield from (f"-A {name} {rule}" for rule in wanted)
+        elif chain:
+            yield from [_jump("-D", hook)] * len(jumps)
+            yield f"-F {name}"
+            if not chain.held:
+                going.append(name)
+    # A rule that a tenant put into one of them may lead to the other.
+    yield from (f"-X {name}" for name in going)
+
+
+def _jump(command: str, hook: Hook, position: str = "") -> str:
+    return f"{command} {hook.upper()}{position} -j {CHAINS[hook]}"
+
+
+def _render_rule(rule: Rule) -> str:
+    return " ".join([*_conditions(rule), f"-j {_target(rule.verdict)}"])
+
+
+def _conditions(rule: Rule) -> Iterator[str]:
+    if rule.arrives_on:
+        yield _operand("-i", rule.arrives_on)
+    if rule.leaves_by:
+        yield _operand("-o", rule.leaves_by)
+    if rule.source:
+        yield _operand("-s", rule.source)
+    if rule.destination:
+        yield _operand("-d", rule.destination)
+    if rule.protocol:
+        yield f"-p {rule.protocol}"
+    if transport := list(_transport(rule)):
+        yield " ".join([f"-m {rule.protocol}", *transport])
+    if rule.mark:
+        yield f"-m mark {_mark(rule.mark)}"
+    if rule.connmark:
+        yield f"-m connmark {_mark(rule.connmark)}"
+
+
+def _transport(rule: Rule) -> Iterator[str]:
+    if rule.source_port:
+        yield _operand("--sport", rule.source_port)
+    if rule.destination_port:
+        yield _operand("--dport", rule.destination_port)
+    if rule.opening:
+        yield "--tcp-flags FIN,SYN,RST,ACK SYN"
+
+
+def _target(verdict: Verdict) -> str:
+    match verdict:
+        case Redirect(port):
+            return f"REDIRECT --to-ports {port}"
+        case SetConnmark(mark):
+            return f"CONNMARK --set-xmark {mark.value:#x}/{mark.mask:#x}"
+        case RestoreMark():
+            return "CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"
+        case SetZone(zone):
+            return f"CT --zone {zone}"
+        case Accept():
+            return "ACCEPT"
+        case Return():
+            return "RETURN"
+
+
+def _operand(option: str, condition: Is[object] | Not[object]) -> str:
+    sign = "! " if isinstance(condition, Not) else ""
+    return f"{sign}{option} {condition.value}"
+
+
+def _mark(condition: Is[Mark] | Not[Mark]) -> str:
+    sign = "! " if isinstance(condition, Not) else ""
+    return f"{sign}--mark {condition.value.value:#x}/{condition.value.mask:#x}"
