@@ -20,7 +20,7 @@ from tests.eventually import eventually
 from tests.lab.pod import Pod
 
 _SPAWN = multiprocessing.get_context("forkserver")
-_SPAWN.set_forkserver_preload(["nodeagent.agent", "tests.agent.steps"])
+_SPAWN.set_forkserver_preload(["nodeagent.agent", "tests.agent.steps", "ztunnel_stub.stub"])
 
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 
@@ -128,13 +128,50 @@ class Node:
         return await self.until(pod, lambda row: row["state"] in states)
 
 
+class Stub:
+    """A `ztunnel_stub` as a process of its own."""
+
+    def __init__(self, node: Node) -> None:
+        self._log = str(node.log) + ".stub"
+        self._process: Any = _SPAWN.Process(
+            target=_run_stub, args=(node.zds, self._log), daemon=True
+        )
+        self._process.start()
+
+    async def stop(self) -> None:
+        os.kill(self._process.pid, signal.SIGTERM)
+        await eventually(lambda: not self._process.is_alive(), 10)
+        self._process.join()
+        self._process.close()
+
+    def connections(self, direction: str) -> int:
+        """How many have ended that went this way."""
+        with open(self._log) as lines:
+            ended = [json.loads(line) for line in lines if "connection ended" in line]
+        return sum(line["direction"] == direction for line in ended)
+
+
+def _run_stub(zds: str, log_path: str) -> None:
+    from ztunnel_stub import settings, stub  # noqa: PLC0415
+
+    _log_to(log_path)
+    options = settings.Settings(
+        inpod_uds=zds, admin_address="", readiness_address="", drain_timeout=0.5
+    )
+    asyncio.run(stub.run(options))
+
+
+def _log_to(path: str) -> None:
+    with open(path, "a", buffering=1) as lines:
+        os.dup2(lines.fileno(), 2)
+    log.configure("debug", "json")
+
+
 def _run(flags: dict[str, str], die_after: int, log_path: str) -> None:
     from nodeagent import agent  # noqa: PLC0415 - preloaded in the fork server
     from tests.agent import steps  # noqa: PLC0415
 
-    with open(log_path, "a", buffering=1) as lines:
-        os.dup2(lines.fileno(), 2)
-    log.configure("debug", "json")
+    _log_to(log_path)
     if die_after:
         steps.die_after(die_after)
     raise SystemExit(asyncio.run(agent.run(config.load(flags, {}))))
