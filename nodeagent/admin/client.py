@@ -11,7 +11,7 @@ from nodeagent.log import printable
 
 _DEADLINE = 5.0
 """Seconds; the agent answers from memory."""
-_HEADINGS = ("POD", "UID", "ENROLLED?", "STATE", "WHY", "SINCE")
+_HEADINGS = ("POD", "UID", "ENROLLED?", "STATE", "WHY", "SINCE", "VERIFIED")
 
 Workload = Mapping[str, Any]
 
@@ -76,6 +76,7 @@ def _row(workload: Workload, now: float) -> tuple[str, ...]:
         state,
         workload["detail"] or workload["reason"],
         _age(now - workload["since"]),
+        "-" if (verified := workload["verified"]) is None else f"{_age(now - verified)} ago",
     )
     return tuple(map(printable, cells))
 

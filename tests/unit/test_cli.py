@@ -100,6 +100,7 @@ async def test_status_asks_the_running_agent(tmp_path: Path) -> None:
         "reason": "pod matches a=b",
         "detail": "",
         "since": 0.0,
+        "verified": 0.0,
     }
     directory = str(tmp_path)
     async with serve_admin(f"{directory}/admin.sock", workloads=lambda: [workload], missing=list):
