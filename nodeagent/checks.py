@@ -103,7 +103,8 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
     def check(text: str) -> str:
         if text not in allowed:
-            raise ValueError(f"one of {', '.join(allowed)} is expected")
+            words = ", ".join(word or "nothing" for word in allowed)
+            raise ValueError(f"one of {words} is expected")
         return text
 
     return check

@@ -173,7 +173,7 @@ class Settings:
         checks.path,
         default=None,
         shown="the agent's own",
-        help="the host's network namespace, which is never a pod's",
+        help="the host's network namespace: where health probes come from, and never a pod's",
     )
     keep_open_connections: bool = _setting(
         _NETWORK,

@@ -17,6 +17,7 @@ from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.pod import inspect
 from nodeagent.redirect.rules import PodRedirect
 from tests.agent.processes import Node
+from tests.agent.ztunnels import connect, ready, reconnected
 from tests.eventually import eventually
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
@@ -33,15 +34,6 @@ def wanted(node: Node) -> PodRedirect:
         MeshPod(uid=PodUID("1"), name="", namespace="")
     )
     return spec
-
-
-def connect(node: Node, ztunnels: list[ModelZtunnel]) -> ModelZtunnel:
-    ztunnels.append(ModelZtunnel(node.zds))
-    return ztunnels[-1]
-
-
-async def ready(node: Node) -> None:
-    await eventually(lambda: os.path.exists(node.zds), 10)
 
 
 async def test_pod_from_file_to_ztunnel_and_back(
@@ -89,19 +81,6 @@ async def test_restart_changes_nothing_that_is_right(
     for pod in pods:
         await node.until_state(pod, "enrolled")
     assert [ruleset(pod) for pod in pods] == before
-
-
-async def reconnected(node: Node, ztunnels: list[ModelZtunnel]) -> ModelZtunnel:
-    """Connect as ztunnel does: again and again until somebody listens."""
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                ztunnel = connect(node, ztunnels)
-            except OSError:
-                await asyncio.sleep(0.01)
-                continue
-            if await ztunnel.snapshot_came():
-                return ztunnel
 
 
 @pytest.mark.parametrize("goal", ["enrolled", "outside"])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from tests.agent.processes import Node
-from tests.agent.test_life import reconnected
+from tests.agent.ztunnels import reconnected
 from tests.eventually import eventually
 from tests.lab.apps import echo_app
 from tests.lab.lab import Lab
