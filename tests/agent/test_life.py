@@ -17,7 +17,7 @@ from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.pod import inspect
 from nodeagent.redirect.rules import PodRedirect
 from tests.agent.processes import Node
-from tests.agent.ztunnels import connect, ready, reconnected
+from tests.agent.ztunnels import ready, reconnected
 from tests.eventually import eventually
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
@@ -42,9 +42,7 @@ async def test_pod_from_file_to_ztunnel_and_back(
     """A manifest's coming, changing and going enrols, frees and releases the pod."""
     web = lab.add_pod("web")
     node.start()
-    await ready(node)
-    ztunnel = connect(node, ztunnels)
-    await ztunnel.up_to_date()
+    ztunnel = await reconnected(node, ztunnels)
     node.write(web)
     await node.until_state(web, "enrolled")
     assert ztunnel.workloads == {"uid-web": NetnsId.of_path(web.path)}
@@ -69,8 +67,7 @@ async def test_restart_changes_nothing_that_is_right(
     for pod in pods:
         node.write(pod)
     node.start()
-    await ready(node)
-    await connect(node, ztunnels).up_to_date()
+    await reconnected(node, ztunnels)
     for pod in pods:
         await node.until_state(pod, "enrolled")
     before = [ruleset(pod) for pod in pods]
@@ -179,9 +176,7 @@ async def test_refused_pod_is_pending(lab: Lab, node: Node, ztunnels: list[Model
     """L2: while ztunnel refuses, the pod is redirected and pending; enabled only afterwards."""
     web = lab.add_pod("web")
     node.start()
-    await ready(node)
-    ztunnel = connect(node, ztunnels)
-    await ztunnel.up_to_date()
+    ztunnel = await reconnected(node, ztunnels)
     ztunnel.mood = Mood.REFUSING
     node.write(web)
     row = await node.until_state(web, "retrying")
