@@ -1,6 +1,6 @@
-"""The backend that writes through libnftables, in this process."""
+"""The backend that replays what libnftables once made of the same rules."""
 
-from nodeagent.redirect import nftables, standing
+from nodeagent.redirect import batch, standing
 from nodeagent.redirect.rules import PodRedirect
 
 
@@ -19,7 +19,7 @@ class NftablesBackend:
         have = standing.read()
         found = _differences(spec, have)
         if found:
-            nftables.apply(nftables.render(spec, replacing=have))
+            batch.replace(have, standing.reference(spec))
         return found
 
     def stands(self) -> bool:
@@ -30,7 +30,7 @@ class NftablesBackend:
         """See `Backend`."""
         have = standing.read()
         if have:
-            nftables.apply(nftables.render_removal(have))
+            batch.remove(have)
         return bool(have)
 
 

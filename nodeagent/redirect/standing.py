@@ -3,9 +3,11 @@
 It is read as the kernel's own messages, with the handles and the counters'
 values left out: 0.3 ms for all of it where a listing through libnftables takes
 1.1, whatever others have put beside it, and no library's notation comes into it.
+What is left of a message is what makes the same thing again: see `batch`.
 """
 
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,12 +25,15 @@ _GETTABLE = _NFNL_SUBSYS_NFTABLES | 1
 _GETCHAIN = _NFNL_SUBSYS_NFTABLES | 4
 _GETRULE = _NFNL_SUBSYS_NFTABLES | 7
 _NFPROTO_INET = 1
-_HEADER = struct.pack("=BBH", _NFPROTO_INET, 0, 0)
+HEADER = struct.pack("=BBH", _NFPROTO_INET, 0, 0)
+"""Of every message about family inet."""
 
 _TABLE_NAME, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA = 1, 3, 4, 6
 _CHAIN_TABLE, _CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_USE, _CHAIN_COUNTERS = 1, 2, 3, 6, 8
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_POSITION = 1, 2, 3, 4, 6
+_LENGTH = struct.Struct("=H")  # an attribute's first field
 _COUNTER = attribute(1, b"counter\0")  # NFTA_EXPR_NAME comes first
+_NEW_COUNTER = attribute(1, _COUNTER)  # NFTA_LIST_ELEM; without values it starts at 0
 
 _Attributes = Mapping[int, bytes]
 
@@ -37,19 +42,20 @@ _Attributes = Mapping[int, bytes]
 class Chain:
     """A chain, with its rules in order."""
 
-    settings: _Attributes
-    """Type, hook, priority, policy and flags."""
+    settings: bytes
+    """The attributes that make it: names, type, hook, priority, policy and flags."""
     rules: tuple[bytes, ...]
+    """The attributes that make each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """One of our tables as it stands."""
 
-    settings: _Attributes
-    """Flags, and the owner where a process keeps it."""
+    settings: bytes
+    """The attributes that make it: name and flags, and the owner where a process keeps it."""
     layout: bytes
-    """The comment, as it is stored: the layout version is in it (L23)."""
+    """The attribute with the comment, if there is one: the layout version is in it (L23)."""
     members: int
     """Chains, sets, maps and objects together."""
     chains: Mapping[str, Chain]
@@ -62,17 +68,17 @@ Tables = Mapping[str, Standing]
 def read() -> Tables:
     """Read our tables in the calling thread's namespace. Raises `RedirectError`."""
     with translated("read the rules"), Netlink(_NETLINK_NETFILTER) as netlink:
-        tables = [_attributes(body) for body in netlink.dump(_GETTABLE, _HEADER)]
+        tables = [_attributes(body) for body in netlink.dump(_GETTABLE, HEADER)]
         ours = {
             name: table for table in tables if (name := _name(table[_TABLE_NAME])) in TABLE_NAMES
         }
         if not ours:
             return {}
-        chains = [_attributes(body) for body in netlink.dump(_GETCHAIN, _HEADER)]
+        chains = [_attributes(body) for body in netlink.dump(_GETCHAIN, HEADER)]
         return {
             name: Standing(
                 settings=_without(table, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA),
-                layout=table.get(_TABLE_USERDATA, b""),
+                layout=_encoded(table, _TABLE_USERDATA),
                 members=int.from_bytes(table[_TABLE_USE], "big"),
                 chains=_chains(netlink, name, chains),
             )
@@ -80,16 +86,23 @@ def read() -> Tables:
         }
 
 
-@lru_cache(maxsize=64)
 def reference(spec: PodRedirect) -> Tables:
     """What `read` gives where `spec` is true and nothing else was done.
 
     Found out by doing it, in a namespace that ends with the thread that it is
     done in. Pods differ in few ways, so it is done a few times in the agent's
-    life; 64 keeps a tenant with many interface lists from growing it.
-    Raises `RedirectError`.
+    life. Raises `RedirectError`.
     """
+    # The first pods come all at once, with the same rules: the others wait for the first's.
+    with _finding_out:
+        return _found_out(spec)
 
+
+_finding_out = threading.Lock()
+
+
+@lru_cache(maxsize=64)  # a tenant with many interface lists must not make it grow
+def _found_out(spec: PodRedirect) -> Tables:
     def done() -> Tables:
         apply(render(spec, replacing=()))
         return read()
@@ -139,7 +152,7 @@ def _chain_differences(have: Chain, want: Chain) -> Iterator[str]:
 
 def _chains(netlink: Netlink, table: str, chains: list[_Attributes]) -> dict[str, Chain]:
     rules: dict[str, list[bytes]] = {}
-    request = _HEADER + attribute(_RULE_TABLE, table.encode() + b"\0")
+    request = HEADER + attribute(_RULE_TABLE, table.encode() + b"\0")
     for body in netlink.dump(_GETRULE, request):
         rule = _attributes(body)
         rules.setdefault(_name(rule[_RULE_CHAIN]), []).append(_comparable(rule))
@@ -155,18 +168,34 @@ def _chains(netlink: Netlink, table: str, chains: list[_Attributes]) -> dict[str
 
 
 def _comparable(rule: _Attributes) -> bytes:
-    parts = [*_without(rule, _RULE_HANDLE, _RULE_POSITION, _RULE_EXPRESSIONS).values()]
-    for _, expression in attributes(rule[_RULE_EXPRESSIONS]):
-        parts.append(_COUNTER if expression.startswith(_COUNTER) else expression)
-    return b"".join(parts)
+    return _without(rule, _RULE_HANDLE, _RULE_POSITION, _RULE_EXPRESSIONS) + attribute(
+        _RULE_EXPRESSIONS, _uncounted(rule[_RULE_EXPRESSIONS])
+    )
+
+
+def _uncounted(expressions: bytes) -> bytes:
+    kept, done, offset = b"", 0, 0
+    # Cut in place: it is done for each rule at each look.
+    while offset < len(expressions):
+        (length,) = _LENGTH.unpack_from(expressions, offset)
+        end = offset + (length + 3 & ~3)
+        if expressions.startswith(_COUNTER, offset + 4):
+            kept += expressions[done:offset] + _NEW_COUNTER
+            done = end
+        offset = end
+    return kept + expressions[done:]
 
 
 def _attributes(body: bytes) -> _Attributes:
-    return dict(attributes(body[len(_HEADER) :]))
+    return dict(attributes(body[len(HEADER) :]))
 
 
-def _without(attributes: _Attributes, *kinds: int) -> _Attributes:
-    return {kind: payload for kind, payload in attributes.items() if kind not in kinds}
+def _without(found: _Attributes, *kinds: int) -> bytes:
+    return b"".join(attribute(kind, found[kind]) for kind in found if kind not in kinds)
+
+
+def _encoded(found: _Attributes, kind: int) -> bytes:
+    return attribute(kind, found[kind]) if kind in found else b""
 
 
 def _name(payload: bytes) -> str:

@@ -8,16 +8,20 @@ from typing import Any
 
 from nodeagent.cluster.logged import LoggedStatus
 from nodeagent.netns.verify import Verifier
-from nodeagent.redirect import nftables, pod
+from nodeagent.redirect import batch, pod
+from nodeagent.redirect.probes import HostProbes
 from nodeagent.zds.connection import Connection
 
 _POINTS: tuple[tuple[Any, str], ...] = (
     (Verifier, "verify"),
     (pod, "add_entry"),
     (pod, "remove_entries"),
-    (nftables, "apply"),
+    (batch, "replace"),
+    (batch, "remove"),
     (Connection, "_send"),
     (Connection, "receive"),
+    (HostProbes, "ensure"),
+    (HostProbes, "remove"),
     (LoggedStatus, "report"),
 )
 

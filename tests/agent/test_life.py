@@ -119,7 +119,7 @@ async def test_killed_between_any_two_steps(
         lab.delete(web)
         if not died:
             break
-    assert kills >= (9 if goal == "enrolled" else 4), "the steps are not counted any more"
+    assert kills >= (10 if goal == "enrolled" else 6), "the steps are not counted any more"
 
 
 async def died_before(node: Node, pod: Pod, goal: str) -> bool:
