@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _HINTS = {
-    errno.EPERM: "CAP_NET_ADMIN is missing in the pod's user namespace",
+    errno.EPERM: "CAP_NET_ADMIN is missing, or another process owns the table",
     errno.EACCES: "refused; a security module such as SELinux may be in the way",
     errno.ENOENT: "the kernel lacks a feature that this needs, or it was just removed",
     errno.EOPNOTSUPP: "the kernel was built without a feature that this needs",

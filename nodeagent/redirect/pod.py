@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from socket import NETLINK_ROUTE
 
 from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.errors import translated
+from nodeagent.redirect.errors import RedirectError, translated
 from nodeagent.redirect.netlink import Netlink
 from nodeagent.redirect.routes import add_entry, count_entries, remove_entries, wanted_entries
 from nodeagent.redirect.rules import PodRedirect
@@ -27,6 +27,7 @@ def inspect(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]
         *(f"{entry} is missing" for entry in counts if entry in wanted and not counts[entry]),
         *backends.chosen.inspect(spec),
         *backends.leftovers(),
+        *(f"{entry} is there twice" for entry in counts if entry in wanted and counts[entry] > 1),
         *(f"{entry} is not wanted" for entry in counts if counts[entry] and entry not in wanted),
     )
 
@@ -35,23 +36,30 @@ def ensure(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]:
     """Make `spec` true; return what differed before, empty where nothing was touched.
 
     Raises `RedirectError`. The way for replies comes before the rules that make
-    them need it, and goes after them, so a failure in between redirects nothing
-    that cannot get back.
+    them need it, and goes after them. But the rules do not wait for it: where a
+    route cannot be had, because `lo` is down, say, the pod fails closed.
     """
     wanted = wanted_entries(spec)
     mended: list[str] = []
+    refused: RedirectError | None = None
     with _routing() as netlink:
         counts = count_entries(netlink)
         for entry, count in counts.items():
             if entry in wanted and not count:
-                add_entry(netlink, entry)
                 mended.append(f"{entry} is missing")
+                try:
+                    add_entry(netlink, entry)
+                except RedirectError as error:
+                    refused = error
         mended += backends.chosen.ensure(spec)
         mended += backends.sweep()
+        if refused:
+            raise refused
         for entry, count in counts.items():
-            if entry not in wanted and count:
-                remove_entries(netlink, entry, count)
-                mended.append(f"{entry} is not wanted")
+            surplus = count - (entry in wanted)
+            if surplus > 0:
+                remove_entries(netlink, entry, surplus)
+                mended.append(f"{entry} is {'there twice' if entry in wanted else 'not wanted'}")
     return tuple(mended)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-from tests.bench import enrolment, growth, in_pod
+from tests.bench import drift, enrolment, growth, host_set, in_pod
 from tests.bench.node import Node
 from tests.bench.report import Figure, machine, table
 
@@ -21,6 +21,8 @@ _FULL = enrolment.Counts(
     present=(1, 50, 250), samples=200, crowds=(50, 250, 1000), snapshots=(250, 1000), repeats=3
 )
 _QUICK = enrolment.Counts(present=(1, 3), samples=5, crowds=(3, 6), snapshots=(6,), repeats=1)
+_DRIFT_FULL = drift.Counts(present=250, samples=60, seconds=10)
+_DRIFT_QUICK = drift.Counts(present=14, samples=3, seconds=0.2)
 
 
 def main() -> int:
@@ -46,6 +48,8 @@ def _figures(node: Node, *, quick: bool) -> Iterator[Figure]:
     for part in (
         iter(in_pod.figures(node, 3 if quick else 60)),
         enrolment.figures(node, _QUICK if quick else _FULL),
+        drift.figures(node, _DRIFT_QUICK if quick else _DRIFT_FULL),
+        iter(host_set.figures(20 if quick else 1000)),
         growth.figures(
             node, crowd=4 if quick else 250, marks=(8, 16) if quick else (1000, 5000, 10000)
         ),

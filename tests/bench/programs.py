@@ -68,23 +68,24 @@ class Program:
         """What it holds once it has come to rest: every new pod is looked at once more."""
         deadline = time.monotonic() + DEADLINE
         used = None
-        while used != self._processor_time():
+        while used != self.processor_time():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"does not come to rest; the log ends:\n{self.last_words()}")
-            used = self._processor_time()
+            used = self.processor_time()
             time.sleep(_REST)
         return self._footprint()
+
+    def processor_time(self) -> int:
+        """Ticks that it has run for."""
+        with open(f"/proc/{self._process.pid}/stat", encoding="utf-8") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
 
     def _footprint(self) -> Footprint:
         directory = f"/proc/{self._process.pid}"
         with open(f"{directory}/status", encoding="ascii") as status:
             (resident,) = (int(line.split()[1]) for line in status if line.startswith("VmRSS"))
         return Footprint(resident * 1024, len(os.listdir(f"{directory}/fd")))
-
-    def _processor_time(self) -> int:
-        with open(f"/proc/{self._process.pid}/stat", encoding="utf-8") as stat:
-            fields = stat.read().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
 
     def __enter__(self) -> Self:
         return self

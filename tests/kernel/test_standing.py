@@ -263,3 +263,23 @@ def test_many_pods_at_once(lab: Lab) -> None:
 
     with ThreadPoolExecutor(len(pods)) as threads:
         list(threads.map(live, pods))
+
+
+def test_rules_do_not_wait_for_a_route(pod: Pod) -> None:
+    """L1: with `lo` down a route cannot be had; the rules stand all the same: it fails closed."""
+    pod.shell("ip link set lo down")
+    with pytest.raises(RedirectError, match="ENETDOWN"):
+        pod.run(lambda: ensure(spec()))
+    assert all("route" in difference for difference in pod.run(lambda: inspect(spec())))
+    pod.shell("ip link set lo up")
+    pod.run(lambda: ensure(spec()))
+    assert pod.run(lambda: inspect(spec())) == ()
+
+
+def test_policy_rule_that_is_there_twice(pod: Pod) -> None:
+    """A second copy of our policy rule goes; one stays."""
+    pod.run(lambda: ensure(spec()))
+    # The kernel refuses an exact copy: this one differs in its origin only.
+    pod.shell("ip rule add fwmark 0x111/0xfff pref 32764 lookup 100 protocol static")
+    assert pod.run(lambda: ensure(spec())) == ("policy rule for IPv4 is there twice",)
+    assert pod.shell("ip rule").count("lookup 100") == 1
