@@ -29,7 +29,7 @@ from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.iptables_choice import find_variant
 from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.probes import HostProbes
+from nodeagent.redirect.probe_takeover import TakingOver, host_probes_for
 from nodeagent.redirect.redirector import PodRedirector
 from nodeagent.sockets import listening
 from nodeagent.zds.book import Book
@@ -65,7 +65,8 @@ async def uninstall(settings: Settings) -> bool:
     Raises ``RetryError``, ``OSError``.
     """
     with contextlib.closing(NamespaceThreads(1)) as threads:
-        async with _host_probes(settings, threads) as probes:
+        variant = await _iptables_variant(settings, threads)
+        async with _host_probes(settings, threads, variant) as probes:
             return await probes.uninstall()
 
 
@@ -76,14 +77,15 @@ async def _serve(settings: Settings) -> None:
     missing = ["the first list of pods", "a first look at each pod"]
     async with contextlib.AsyncExitStack() as stack:
         threads = stack.enter_context(contextlib.closing(NamespaceThreads()))
-        probes = await stack.enter_async_context(_host_probes(settings, threads))
+        variant = await _iptables_variant(settings, threads)
+        probes = await stack.enter_async_context(_host_probes(settings, threads, variant))
         book = Book(lambda uid: reconciler.look_at(uid))  # noqa: PLW0108 - made below
         parts = Parts(
             namespaces=AnnotatedNamespaces(Verifier(threads, host_namespaces(settings.host_netns))),
             redirector=PodRedirector(
                 threads,
                 Intent.from_settings(settings),
-                await _backends(settings, threads),
+                Backends.choose(variant),
                 lambda uid: reconciler.stirred(uid),  # noqa: PLW0108 - made below
             ),
             ztunnels=book,
@@ -124,10 +126,13 @@ async def _serve(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _host_probes(settings: Settings, threads: NamespaceThreads) -> AsyncIterator[HostProbes]:
+async def _host_probes(
+    settings: Settings, threads: NamespaceThreads, variant: Variant | None
+) -> AsyncIterator[TakingOver]:
     """The probe set of the host that the settings name. Raises ``OSError``."""
     with _host_namespace(settings) as host:
-        probes = HostProbes(
+        probes = host_probes_for(
+            variant,
             threads,
             host,
             probe_v4=settings.host_probe_snat_ip,
@@ -138,7 +143,7 @@ async def _host_probes(settings: Settings, threads: NamespaceThreads) -> AsyncIt
             yield probes
 
 
-async def _prune(probes: HostProbes, table: Table[NetworkNamespace]) -> None:
+async def _prune(probes: TakingOver, table: Table[NetworkNamespace]) -> None:
     enrolled = [row.pod for row in table if row.decision.wanted is not Wanted.NO and not row.gone]
     try:
         await probes.prune(enrolled)
@@ -147,12 +152,13 @@ async def _prune(probes: HostProbes, table: Table[NetworkNamespace]) -> None:
         log.warning("host probe set not pruned", reason=str(error))
 
 
-async def _backends(settings: Settings, threads: NamespaceThreads) -> Backends:
+async def _iptables_variant(settings: Settings, threads: NamespaceThreads) -> Variant | None:
+    """Which iptables programs write the rules; None: they are written for nftables itself."""
     forced = Variant(settings.force_iptables_binary) if settings.force_iptables_binary else None
     if settings.native_nftables:
         if forced:
             log.warning("FORCE_IPTABLES_BINARY has no effect: NATIVE_NFTABLES is on")
-        return Backends.choose(None)
+        return None
     with _host_namespace(settings) as host:
         find = partial(find_variant, forced, settings.cni_agent_run_dir)
         try:
@@ -160,7 +166,7 @@ async def _backends(settings: Settings, threads: NamespaceThreads) -> Backends:
         except RedirectError as error:
             raise RetryError(f"FORCE_IPTABLES_BINARY is not set, and {error}") from error
     log.info("rules are written through iptables", variant=str(variant))
-    return Backends.choose(variant)
+    return variant
 
 
 def _host_namespace(settings: Settings) -> NetworkNamespace:

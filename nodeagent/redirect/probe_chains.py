@@ -1,0 +1,169 @@
+"""The host's iptables chain that gives health probes their source address."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6
+
+from nodeagent.redirect.errors import RedirectError, translated
+from nodeagent.redirect.iptables import FIRST
+from nodeagent.redirect.iptables_programs import Variant, restore, save
+from nodeagent.redirect.netlink import Netlink, attribute
+from nodeagent.redirect.probe_rules import SETS, ProbeRules
+from nodeagent.redirect.rules import LAYOUT_VERSION, Family, Table
+
+CHAIN = "ISTIO_POSTRT"
+"""In table nat of both families; the name is Istio's, too."""
+
+_HOOK = "POSTROUTING"
+_JUMP = f"-j {CHAIN}"
+
+# linux/netfilter/nf_tables.h and nfnetlink.h
+_NETLINK_NETFILTER = 12
+_GETCHAIN = 10 << 8 | 4
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_NUMBERS = {Family.V4: AF_INET, Family.V6: AF_INET6}
+# They list the tables that were made in the thread's own network namespace.
+_LEGACY_NAMES = {
+    Family.V4: "/proc/thread-self/net/ip_tables_names",
+    Family.V6: "/proc/thread-self/net/ip6_tables_names",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeChain:
+    """The chain as it stands in one family."""
+
+    rules: tuple[str, ...]
+    """In the notation of the program that listed them."""
+    jumps: tuple[int, ...]
+    """Where the hook's own chain leads here without a condition, counted from 1."""
+    held: bool = False
+    """Somebody else's rule leads here too; the kernel keeps the chain as long as it does."""
+
+
+ProbeChains = Mapping[Family, ProbeChain]
+"""A family without the chain is left out."""
+
+
+def read_chains(variant: Variant) -> ProbeChains:
+    """Read the chain in the calling thread's network namespace. Raises `RedirectError`."""
+    return {
+        family: chain
+        for family in Family
+        # A listing is for those who know that there is something: it may make tables (L7).
+        if _may_stand(variant, family) and (chain := parse_chain(save(variant, family)))
+    }
+
+
+def write_chain(
+    variant: Variant, family: Family, rules: ProbeRules, standing: ProbeChain | None
+) -> None:
+    """Put the chain in place of what stands, and first, in one transaction.
+
+    Raises `RedirectError`; nothing has changed then.
+    """
+    try:
+        restore(variant, family, render_chain(rules, family, standing))
+    except RedirectError as error:
+        raise RedirectError(
+            f"{error} (needs the matches owner and set and the target SNAT, in the kernel"
+            " CONFIG_NETFILTER_XT_MATCH_OWNER, CONFIG_NETFILTER_XT_SET, CONFIG_NETFILTER_XT_NAT)"
+        ) from error
+
+
+def remove_chains(variant: Variant, standing: ProbeChains) -> None:
+    """Remove what `read_chains` found. Raises `RedirectError`."""
+    for family, chain in standing.items():
+        restore(variant, family, render_chain_removal(chain))
+
+
+def render_chain(rules: ProbeRules, family: Family, standing: ProbeChain | None) -> str:
+    """Return the input for ``iptables-restore --noflush``; `standing` is what it replaces."""
+    version = family.value.version
+    source = {4: rules.probe_v4, 6: rules.probe_v6}[version]
+    jumps = standing.jumps if standing else ()
+    # A jump that stands once and first is not touched: no probe misses it.
+    place = [] if jumps == FIRST else [*_without_jumps(jumps), f"-I {_HOOK} 1 {_JUMP}"]
+    return _transaction(
+        f":{CHAIN} - [0:0]",  # made, or emptied where it stands
+        *place,
+        f'-A {CHAIN} -m comment --comment "nodeagent layout {LAYOUT_VERSION}"',
+        # A socket exists for what a process here sends: kubelet, whatever it is
+        # called, and not what is forwarded (L21).
+        f"-A {CHAIN} -p tcp -m owner --socket-exists"
+        f" -m set --match-set {SETS[version]} dst -j SNAT --to-source {source}",
+    )
+
+
+def render_chain_removal(standing: ProbeChain) -> str:
+    """Return the input for ``iptables-restore --noflush`` that removes `standing`."""
+    gone = [] if standing.held else [f"-X {CHAIN}"]
+    return _transaction(*_without_jumps(standing.jumps), f"-F {CHAIN}", *gone)
+
+
+def parse_chain(listing: str) -> ProbeChain | None:
+    """Find the chain in the output of ``iptables-save``.
+
+    One that is empty, and there only because somebody's rule leads to it, is not ours.
+    """
+    section = [*_nat_section(listing)]
+    if not any(line.startswith(f":{CHAIN} ") for line in section):
+        return None
+    hook = [line for line in section if line.startswith(f"-A {_HOOK} ")]
+    jump = f"-A {_HOOK} {_JUMP}"
+    chain = ProbeChain(
+        rules=tuple(line for line in section if line.startswith(f"-A {CHAIN} ")),
+        jumps=tuple(at for at, line in enumerate(hook, start=1) if line == jump),
+        held=any(line != jump and _leads_here(line) for line in section),
+    )
+    return chain if chain.rules or chain.jumps or not chain.held else None
+
+
+def _leads_here(line: str) -> bool:
+    return any(f" {option} {CHAIN} " in f"{line} " for option in ("-j", "-g"))
+
+
+def _nat_section(listing: str) -> Iterator[str]:
+    inside = False
+    for line in listing.splitlines():
+        if line.startswith("*"):
+            inside = line == f"*{Table.NAT}"
+        elif inside:
+            yield line
+
+
+def _without_jumps(jumps: tuple[int, ...]) -> list[str]:
+    return [f"-D {_HOOK} {_JUMP}"] * len(jumps)
+
+
+def _transaction(*lines: str) -> str:
+    return "".join(f"{line}\n" for line in (f"*{Table.NAT}", *lines, "COMMIT"))
+
+
+def _may_stand(variant: Variant, family: Family) -> bool:
+    with translated("look for iptables' chains"):
+        if variant is Variant.LEGACY:
+            return _has_legacy_nat(_LEGACY_NAMES[family])
+        return _has_nft_chain(family)
+
+
+def _has_legacy_nat(path: str) -> bool:
+    try:
+        with open(path, encoding="ascii") as names:
+            return Table.NAT in names.read().split()
+    except FileNotFoundError:  # a kernel without iptables-legacy
+        return False
+
+
+def _has_nft_chain(family: Family) -> bool:
+    body = (
+        bytes([_NUMBERS[family], 0, 0, 0])
+        + attribute(_CHAIN_TABLE, f"{Table.NAT}\0".encode())
+        + attribute(_CHAIN_NAME, f"{CHAIN}\0".encode())
+    )
+    with Netlink(_NETLINK_NETFILTER) as netlink:
+        try:
+            netlink.request(_GETCHAIN, 0, body)
+        except FileNotFoundError:
+            return False
+    return True

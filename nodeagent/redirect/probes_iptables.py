@@ -1,0 +1,223 @@
+"""The host's probe set for nodes on iptables: a chain in table nat, and ipsets."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
+
+import structlog
+
+from nodeagent.mesh.pod import IPAddress
+from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.redirect.iptables_programs import Variant
+from nodeagent.redirect.probe_chains import (
+    CHAIN,
+    ProbeChain,
+    ProbeChains,
+    read_chains,
+    remove_chains,
+    write_chain,
+)
+from nodeagent.redirect.probe_ipsets import ProbeIpsets
+from nodeagent.redirect.probe_rules import SETS, ProbeRules
+from nodeagent.redirect.probe_table import ProbeTable
+from nodeagent.redirect.probes import HostProbes
+from nodeagent.redirect.rules import Family
+from nodeagent.redirect.scratch import in_scratch_namespace
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+Layout = Mapping[str, object]
+"""What stands, by what it is called, without counts and addresses."""
+
+_FAMILIES = {family.value.version: family for family in Family}
+
+# Looks at the chains are this many times further apart than they take, 5 % of a core:
+# a listing has all of kube-proxy's rules in it, and many pods ask within a second.
+_PAUSE = 20
+
+
+class IptablesHostProbes(HostProbes):
+    """Does with iptables what `HostProbes` does with nftables.
+
+    An address goes into its set with one message, and an owner is replaced in place.
+    Sets are looked at every time, chains every 0.3 s at most, or less often where
+    a listing is long.
+    """
+
+    def __init__(
+        self,
+        threads: NamespaceThreads,
+        host: NetworkNamespace,
+        *,
+        variant: Variant,
+        probe_v4: IPv4Address,
+        probe_v6: IPv6Address,
+        ipv6: bool,
+    ) -> None:
+        """See `HostProbes`; `variant` is the one that the host's own rules are written in."""
+        super().__init__(threads, host, probe_v4=probe_v4, probe_v6=probe_v6, ipv6=ipv6)
+        self._variant = variant
+        self._next_look = 0.0
+
+    def _work(self, job: Callable[[ProbeTable], T]) -> T:
+        # Unlike one that has written nftables, this socket costs nothing to close.
+        with ProbeIpsets() as sets:
+            return job(_Sets(sets, self._rules))
+
+    def _start(self, table: ProbeTable) -> None:
+        self._next_look = 0.0
+        super()._start(table)
+
+    def _mend(self, table: ProbeTable) -> tuple[str, ...]:
+        sets = _ipsets(table)
+        want = reference(self._variant, self._rules)
+        have = _set_layout(sets, self._rules)
+        begun = time.monotonic()
+        if begun < self._next_look and all(want[part] == have[part] for part in have):
+            return ()
+        chains = read_chains(self._variant)
+        differed = tuple(_differences(have | _chain_layout(chains), want))
+        if differed:
+            self._write(sets, chains, want)
+            log.info("host probe chains written", differed=list(differed))
+        ended = time.monotonic()
+        self._next_look = ended + _PAUSE * (ended - begun)
+        return differed
+
+    def _write(self, sets: ProbeIpsets, chains: ProbeChains, want: Layout) -> None:
+        standing = dict(chains)
+        for version, family in _FAMILIES.items():
+            chain = standing.get(family)
+            wanted = version in self._rules.versions
+            replaced = wanted and sets.header(version) != want[_set_part(version)]
+            if chain and (replaced or not wanted):
+                # The kernel keeps a set for as long as a rule uses it.
+                remove_chains(self._variant, {family: chain})
+                chain = None
+            if replaced:
+                self._replace_set(sets, version)
+            if wanted and _comparable(chain) != want[_chain_part(family)]:
+                write_chain(self._variant, family, self._rules, chain)
+
+    def _replace_set(self, sets: ProbeIpsets, version: int) -> None:
+        owners = sets.owners(version)
+        for uid, addresses in self._claims.items():
+            owners.update((address, uid) for address in addresses if address.version == version)
+        if sets.header(version):
+            sets.destroy(version)
+        sets.create(version)
+        for address, owner in owners.items():
+            sets.add(address, owner)
+
+    def _uninstall(self, table: ProbeTable) -> bool:
+        self._claims.clear()
+        self._former.clear()
+        self._next_look = 0.0
+        removed = [*remove_variant(self._variant), *remove_sets(_ipsets(table))]
+        return bool(removed)
+
+    @staticmethod
+    def _change(
+        table: ProbeTable, deleted: Iterable[IPAddress], added: dict[IPAddress, str]
+    ) -> None:
+        sets = _ipsets(table)
+        for address in deleted:
+            if address not in added:
+                sets.delete(address)
+        for address, owner in added.items():
+            sets.add(address, owner)
+
+
+@lru_cache(maxsize=8)
+def reference(variant: Variant, rules: ProbeRules) -> Layout:
+    """What stands where `rules` are true. Raises `RedirectError`.
+
+    Found out by doing it, because each version of the programs has its own notation.
+    """
+
+    def done() -> Layout:
+        with ProbeIpsets() as sets:
+            for version in rules.versions:
+                sets.create(version)
+                write_chain(variant, _FAMILIES[version], rules, None)
+            return _set_layout(sets, rules) | _chain_layout(read_chains(variant))
+
+    return in_scratch_namespace(done)
+
+
+def remove_variant(variant: Variant) -> list[str]:
+    """Remove the chains in `variant`, in the calling thread's namespace; say what stood.
+
+    Ours, and those of Istio's own agent. Raises `RedirectError`.
+    """
+    chains = read_chains(variant)
+    remove_chains(variant, chains)
+    return [f"{family} chain {CHAIN} in iptables-{variant}" for family in chains]
+
+
+def remove_sets(sets: ProbeIpsets) -> list[str]:
+    """Remove the sets, which no rule may use any more; say what stood. Raises `RedirectError`."""
+    standing = [version for version in SETS if sets.header(version)]
+    for version in standing:
+        sets.destroy(version)
+    return [_set_part(version) for version in standing]
+
+
+class _Sets(ProbeTable):
+    """The addresses in the sets, for what `HostProbes` asks about them."""
+
+    def __init__(self, ipsets: ProbeIpsets, rules: ProbeRules) -> None:
+        self.ipsets = ipsets
+        self._rules = rules
+
+    def owner(self, address: IPAddress) -> str | None:
+        # A set can be asked whether it has an address, but not for the comment.
+        return self.ipsets.owners(address.version).get(address)
+
+    def owners(self) -> dict[IPAddress, str]:
+        return {
+            address: owner
+            for version in self._rules.versions
+            for address, owner in self.ipsets.owners(version).items()
+        }
+
+
+def _ipsets(table: ProbeTable) -> ProbeIpsets:
+    assert isinstance(table, _Sets)  # noqa: S101 - `_work` gives no other
+    return table.ipsets
+
+
+def _differences(have: Layout, want: Layout) -> Iterator[str]:
+    for part in (*want, *(part for part in have if part not in want)):
+        if have.get(part) is None:
+            yield f"{part} is missing"
+        elif part not in want:
+            yield f"{part} is not wanted"
+        elif have[part] != want[part]:
+            yield f"{part} differs"
+
+
+def _set_layout(sets: ProbeIpsets, rules: ProbeRules) -> dict[str, object]:
+    # A set that is not wanted hurts nobody, and the other variant may use it still.
+    return {_set_part(version): sets.header(version) for version in rules.versions}
+
+
+def _chain_layout(chains: ProbeChains) -> dict[str, object]:
+    return {_chain_part(family): _comparable(chain) for family, chain in chains.items()}
+
+
+def _set_part(version: int) -> str:
+    return f"ipset {SETS[version]}"
+
+
+def _chain_part(family: Family) -> str:
+    return f"{family} chain {CHAIN}"
+
+
+def _comparable(chain: ProbeChain | None) -> object:
+    # Who else leads here is not ours to change.
+    return chain and (chain.jumps, chain.rules)
