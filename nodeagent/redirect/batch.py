@@ -9,8 +9,8 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from nodeagent.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, attribute
 from nodeagent.redirect.errors import RedirectError, explain, translated
-from nodeagent.redirect.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, attribute
 from nodeagent.redirect.standing import HEADER, Tables
 
 # linux/netlink.h

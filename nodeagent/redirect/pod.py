@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import NETLINK_ROUTE
 
+from nodeagent.netlink import Netlink
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.errors import RedirectError, translated
-from nodeagent.redirect.netlink import Netlink
 from nodeagent.redirect.routes import add_entry, count_entries, remove_entries, wanted_entries
 from nodeagent.redirect.rules import PodRedirect
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
 
+from nodeagent.netlink import Netlink, attribute
 from nodeagent.redirect.errors import RedirectError, translated
 from nodeagent.redirect.iptables import FIRST
 from nodeagent.redirect.iptables_programs import Variant, restore, save
-from nodeagent.redirect.netlink import Netlink, attribute
 from nodeagent.redirect.probe_rules import SETS, ProbeRules
 from nodeagent.redirect.rules import LAYOUT_VERSION, Family, Table
 

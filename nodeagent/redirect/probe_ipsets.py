@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from nodeagent.mesh.pod import IPAddress
+from nodeagent.netlink import NLM_F_EXCL, Netlink, attribute, attributes
 from nodeagent.redirect.errors import RedirectError, explain, translated
-from nodeagent.redirect.netlink import NLM_F_EXCL, Netlink, attribute, attributes
 from nodeagent.redirect.probe_rules import OWNER, SETS
 
 # linux/netfilter/ipset/ip_set.h and nfnetlink.h

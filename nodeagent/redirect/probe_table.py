@@ -15,8 +15,8 @@ import nftables
 
 from nodeagent import kernel
 from nodeagent.mesh.pod import IPAddress
+from nodeagent.netlink import NLM_F_ACK, NLM_F_REQUEST, Netlink, attribute, attributes
 from nodeagent.redirect.errors import RedirectError, translated
-from nodeagent.redirect.netlink import NLM_F_ACK, NLM_F_REQUEST, Netlink, attribute, attributes
 from nodeagent.redirect.probe_rules import CHAIN, OWNER, SETS, TABLE, ProbeRules, render_table
 
 # linux/netfilter/nf_tables.h and nfnetlink.h

@@ -24,8 +24,8 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.fibmsg import FR_ACT_TO_TBL, fibmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from nodeagent.netlink import Netlink, attributes
 from nodeagent.redirect.errors import translated
-from nodeagent.redirect.netlink import Netlink, attributes
 from nodeagent.redirect.rules import (
     REPLY_MARK,
     REPLY_PRIORITY,

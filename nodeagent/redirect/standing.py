@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from nodeagent.netlink import Netlink, attribute, attributes
 from nodeagent.redirect.errors import translated
-from nodeagent.redirect.netlink import Netlink, attribute, attributes
 from nodeagent.redirect.nftables import TABLE_NAMES, apply, render
 from nodeagent.redirect.rules import PodRedirect
 from nodeagent.redirect.scratch import in_scratch_namespace

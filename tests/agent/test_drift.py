@@ -14,7 +14,7 @@ from typing import Any
 import nftables
 from pyroute2.netlink.rtnl import RTM_NEWRULE
 
-from nodeagent.redirect.netlink import NLM_F_CREATE, Netlink
+from nodeagent.netlink import NLM_F_CREATE, Netlink
 from nodeagent.redirect.pod import inspect
 from nodeagent.redirect.routes import PolicyRule
 from nodeagent.redirect.rules import Family

@@ -15,7 +15,7 @@ from typing import TypeVar
 import nftables
 
 from nodeagent import kernel
-from nodeagent.redirect.netlink import Netlink
+from nodeagent.netlink import Netlink
 from nodeagent.redirect.routes import PolicyRule
 from nodeagent.redirect.rules import Family
 from tests.bench.node import Node, Pod

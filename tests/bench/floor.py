@@ -10,8 +10,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from nodeagent.netlink import NLM_F_ACK, NLM_F_REQUEST, Netlink
 from nodeagent.redirect.batch import creation, packet
-from nodeagent.redirect.netlink import NLM_F_ACK, NLM_F_REQUEST, Netlink
 from nodeagent.redirect.routes import add_entry, wanted_entries
 from nodeagent.redirect.rules import PodRedirect
 from nodeagent.redirect.standing import read

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from nodeagent import kernel
+from nodeagent.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute
 from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.redirect.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute
 from tests.lab.pod import call_in_thread
 
 # linux/rtnetlink.h and linux/if_addr.h

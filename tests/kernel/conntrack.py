@@ -4,7 +4,7 @@ import socket
 import struct
 from ipaddress import IPv4Address
 
-from nodeagent.redirect.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Netlink, attribute
+from nodeagent.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Netlink, attribute
 
 UDP = socket.SOCK_DGRAM
 

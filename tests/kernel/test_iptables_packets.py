@@ -9,9 +9,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from nodeagent.netlink import Netlink
 from nodeagent.redirect.backend import Backend, Backends
 from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.netlink import Netlink
 from nodeagent.redirect.routes import add_entry, wanted_entries
 from tests.kernel.spec import PROBE_V4, PROBE_V6, spec
 from tests.kernel.standin import MARK, udp_ask, udp_server

@@ -10,11 +10,11 @@ import pytest
 
 from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import PodUID
+from nodeagent.netlink import Netlink
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect import probe_chains, probe_ipsets, probes_iptables
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.iptables_programs import Variant, save
-from nodeagent.redirect.netlink import Netlink
 from nodeagent.redirect.probe_rules import ProbeRules
 from nodeagent.redirect.probe_takeover import TakingOver
 from nodeagent.redirect.probes import HostProbesError
