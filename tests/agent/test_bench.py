@@ -18,6 +18,18 @@ _FIGURES = (
     "snapshot of 6 to a fresh `ztunnel-stub`",
     "the agent's memory, 0 pods",
     "the agent's memory, 6 pods",
+    "the watch and all else the agent keeps of a pod",
+    "the agent's processor time, 14 quiet pods",
+    "mend of a deleted rule, 14 present",
+    "mend of a flushed table, 14 present",
+    "mend of a deleted policy rule, 14 present",
+    "the agent's processor time while one pod",
+    "host probe set, 20 addresses: one added",
+    "backend nftables: set-up",
+    "backend iptables-nft: unchanged",
+    "backend iptables-legacy: removal",
+    "running pod joins, options off",
+    "running pod leaves, options on",
     "the agent's memory after 16 enrolments and removals",
 )
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-from tests.bench import drift, enrolment, growth, host_set, in_pod
+from nodeagent.descriptors import make_room
+from tests.bench import backends, drift, enrolment, growth, host_set, in_pod, joining
 from tests.bench.node import Node
 from tests.bench.report import Figure, machine, table
 
@@ -21,6 +22,7 @@ _FULL = enrolment.Counts(
     present=(1, 50, 250), samples=200, crowds=(50, 250, 1000), snapshots=(250, 1000), repeats=3
 )
 _QUICK = enrolment.Counts(present=(1, 3), samples=5, crowds=(3, 6), snapshots=(6,), repeats=1)
+_EXPECTED_DESCRIPTORS = 16_384
 _DRIFT_FULL = drift.Counts(present=250, samples=60, seconds=10)
 _DRIFT_QUICK = drift.Counts(present=14, samples=3, seconds=0.2)
 
@@ -36,6 +38,7 @@ def main() -> int:
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if _INSIDE not in os.environ:
         _enter()
+    make_room(_EXPECTED_DESCRIPTORS)
     where = machine()
     with Node() as node:
         lines = list(_figures(node, quick=quick))
@@ -50,6 +53,8 @@ def _figures(node: Node, *, quick: bool) -> Iterator[Figure]:
         enrolment.figures(node, _QUICK if quick else _FULL),
         drift.figures(node, _DRIFT_QUICK if quick else _DRIFT_FULL),
         iter(host_set.figures(20 if quick else 1000)),
+        iter(backends.figures(node, in_pod.default_spec(), 2 if quick else 30)),
+        iter(joining.figures(0.1 if quick else 1.5)),
         growth.figures(
             node, crowd=4 if quick else 250, marks=(8, 16) if quick else (1000, 5000, 10000)
         ),

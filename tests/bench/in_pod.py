@@ -28,7 +28,7 @@ Times = dict[str, list[float]]
 
 def figures(node: Node, rounds: int) -> list[Figure]:
     """Take each way once a round, each in a namespace of its own: noise hits all alike."""
-    spec = _default_spec()
+    spec = default_spec()
     # One thread for all, as the agent keeps its own: a new one has no memory of its own yet.
     times = call_in_thread(partial(_measure, node, spec, rounds))
     middle = {way: median(taken) for way, taken in times.items()}
@@ -134,6 +134,7 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _default_spec() -> PodRedirect:
+def default_spec() -> PodRedirect:
+    """What a pod without annotations gets."""
     pod = MeshPod(uid=PodUID("any"), name="any", namespace="any")
     return Intent.from_settings(Settings()).of(pod)[0]
