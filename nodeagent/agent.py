@@ -9,6 +9,7 @@ from functools import partial
 
 import structlog
 
+from nodeagent import kernel
 from nodeagent.admin.server import serve_admin
 from nodeagent.cluster.logged import LoggedStatus
 from nodeagent.cluster.manifests import ManifestFolder
@@ -48,6 +49,7 @@ async def run(settings: Settings) -> int:
 
     Raises ``OSError`` where a socket or a namespace cannot be had, with a text for people.
     """
+    kernel.share_malloc_arena()
     make_room(_EXPECTED_DESCRIPTORS)
     serving = asyncio.create_task(_serve(settings), name="agent")
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,7 +8,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from itertools import groupby
 
 from nodeagent import config, log
@@ -103,6 +102,14 @@ def _failed(error: Exception | str, *, status: int = 1) -> int:
     return status
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # megabytes that no other command needs
+
+        print(f"nodeagent {version('nodeagent')}")
+        parser.exit()
+
+
 class _Help(argparse.RawTextHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=8, width=100)
@@ -117,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"nodeagent {version('nodeagent')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show it and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, command: _Command, about: str) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ import os
 
 CLONE_NEWNET = 0x4000_0000
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_M_ARENA_MAX = -8  # malloc.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,6 +32,16 @@ def namespace_type(fd: int) -> int:
     Raises ``OSError`` (ENOTTY) if `fd` is not a namespace.
     """
     return fcntl.ioctl(fd, _NS_GET_NSTYPE)
+
+
+def share_malloc_arena() -> None:
+    """Have all threads allocate from one arena; for before the first thread.
+
+    glibc gives each thread one of its own, and megabytes with it; ours wait for the
+    kernel, not for each other's memory.
+    """
+    if hasattr(_libc, "mallopt"):  # musl has no arenas
+        _libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def _error() -> OSError:
