@@ -141,4 +141,4 @@ def _new_namespace(address: IPv4Address) -> NetworkNamespace:
         header = struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, _LOOPBACK_INDEX)
         local = attribute(_IFA_LOCAL, address.packed)
         netlink.request(_RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, header + local)
-    return NetworkNamespace.current()
+    return NetworkNamespace.open("/proc/thread-self/ns/net")
