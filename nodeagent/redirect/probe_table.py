@@ -5,19 +5,17 @@ addresses make that slower.
 """
 
 import struct
-import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from functools import lru_cache
 from ipaddress import ip_address
 
 import nftables
 
-from nodeagent import kernel
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.netlink import NLM_F_ACK, NLM_F_REQUEST, Netlink, attribute, attributes
 from nodeagent.redirect.errors import RedirectError, translated
 from nodeagent.redirect.probe_rules import CHAIN, OWNER, SETS, TABLE, ProbeRules, render_table
+from nodeagent.redirect.scratch import in_scratch_namespace
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
 _NETLINK_NETFILTER = 12
@@ -58,25 +56,16 @@ def reference(rules: ProbeRules) -> Standing:
 
     Found out by doing it, in a namespace that ends with the thread that it is done in.
     """
-    result: Future[Standing] = Future()
 
-    def work() -> None:
+    def done() -> Standing:
+        table = ProbeTable()
         try:
-            with translated("make a network namespace for comparison"):
-                kernel.unshare(kernel.CLONE_NEWNET)
-            table = ProbeTable()
-            try:
-                table.apply(render_table(rules))
-                result.set_result(table.standing())
-            finally:
-                table.close()
-        except Exception as error:  # noqa: BLE001 - raised again in the caller
-            result.set_exception(error)
+            table.apply(render_table(rules))
+            return table.standing()
+        finally:
+            table.close()
 
-    thread = threading.Thread(target=work, name="reference-probes")
-    thread.start()
-    thread.join()
-    return result.result()
+    return in_scratch_namespace(done)
 
 
 def differences(have: Standing, want: Standing) -> tuple[str, ...]:
