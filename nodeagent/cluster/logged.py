@@ -25,5 +25,9 @@ class LoggedStatus:
             mended=times,
         )
 
+    def unprotected(self, pod: Pod) -> None:
+        """Log that the pod's traffic has gone past ztunnel until now."""
+        log.info("was running unprotected; redirected now", pod=str(pod), uid=pod.uid)
+
     def failed(self, pod: Pod, reason: str) -> None:
         """The reconciler's own line says it all."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from nodeagent.cluster.folder import Change, FolderWatch
+from nodeagent.folder_watch import Change, FolderWatch
 from nodeagent.cluster.manifest import MAX_SIZE, Document, Identity, ManifestError, parse
 from nodeagent.cluster.source import (
     NamespaceGone,

@@ -32,6 +32,16 @@ class Policy:
     excluded_namespaces: frozenset[str] = frozenset({"kube-system"})
 
 
+def decide_by_namespace(name: str, policy: Policy) -> Decision | None:
+    """Decide for every pod of the namespace `name` where its name alone settles it.
+
+    The API server need not be asked for these: nodes start while it is away (L15).
+    """
+    if name in policy.excluded_namespaces:
+        return Decision(Wanted.NO, f"namespace {name} is excluded")
+    return None
+
+
 def decide(pod: Pod, namespace: Namespace | None, policy: Policy) -> Decision:
     """Decide for `pod`; `namespace` is None where it has not been seen yet."""
     selected = _selected(pod, namespace, policy.enablement)
@@ -63,8 +73,8 @@ def _obstacle(pod: Pod, policy: Policy) -> str | None:
         return "uses the host's network"
     if SIDECAR_STATUS in pod.annotations:
         return f"has a sidecar (annotation {SIDECAR_STATUS})"
-    if pod.namespace in policy.excluded_namespaces:
-        return f"namespace {pod.namespace} is excluded"
+    if (settled := decide_by_namespace(pod.namespace, policy)) is not None:
+        return settled.reason
     if pod.namespace == policy.system_namespace and pod.labels.get("app") == "ztunnel":
         return "is ztunnel itself"
     if pod.ended:

@@ -36,9 +36,10 @@ class Look:
 class NamespaceFinder(Protocol[N_co]):
     """Finds network namespaces."""
 
-    async def find(self, pod: Pod) -> N_co:
+    async def find(self, pod: Pod, handed_over: str | None) -> N_co:
         """Open and verify the pod's namespace; the caller owns it.
 
+        `handed_over` is its path on the host where the CNI plugin has told it.
         Raises ``RetryError`` where it is not there yet, ``GiveUpError`` where it
         can never be the pod's.
         """
@@ -52,6 +53,9 @@ class Redirector(Protocol[N_contra]):
 
     async def ensure(self, namespace: N_contra, pod: Pod) -> Look:
         """Make them what `pod` should have, and look who listens."""
+
+    async def inspect(self, namespace: N_contra, pod: Pod) -> tuple[str, ...]:
+        """Say what differs from what `pod` should have, and touch nothing."""
 
     async def release(self, namespace: N_contra, pod: Pod) -> int:
         """Send nothing new to ztunnel; return how many connections go through it still."""
@@ -95,6 +99,9 @@ class Reporter(Protocol):
     def contested(self, pod: Pod, times: int) -> None:
         """Something else keeps changing the redirection; it was mended so many `times`."""
 
+    def unprotected(self, pod: Pod) -> None:
+        """The pod belongs in the mesh, and was running before it was redirected (L19)."""
+
     def failed(self, pod: Pod, reason: str) -> None:
         """The enrolment has failed for good, until something about the pod changes."""
 
@@ -130,6 +137,12 @@ async def reconcile(row: Workload[N], parts: Parts[N]) -> None:
 
 async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
     pod = row.pod
+    if row.sandbox_ended:
+        await _release(row, parts)
+        if not pod.deleting:
+            _report(row, None, parts)
+        row.be(State.WAITING, "its sandbox was taken down; waits for the next")
+        return
     if not pod.addresses and row.namespace is None:
         parts.ztunnels.keep(row.uid)
         row.be(State.WAITING, "has no address yet")
@@ -161,7 +174,7 @@ async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
 
 async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:
     try:
-        found = await parts.namespaces.find(pod)
+        found = await parts.namespaces.find(pod, _handed_over(row))
     except (RetryError, GiveUpError):
         if row.namespace is None:
             parts.ztunnels.keep(row.uid)
@@ -179,6 +192,10 @@ async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:
         row.namespace = found
 
 
+def _handed_over(row: Workload[N]) -> str | None:
+    return row.sandbox.netns if row.sandbox else None
+
+
 async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -> Look:
     if row.watch is None:
         row.watch = await parts.redirector.watch(namespace, row.uid)
@@ -191,6 +208,9 @@ async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -
         # ztunnel may have accepted this very namespace from a former agent. The
         # annotation alone does not say so: it outlives a reboot, the rules do not.
         row.accepted = not differed and row.reported is Redirection.ENABLED
+        if differed and row.slipped_by and row.sandbox is None:
+            parts.reporter.unprotected(pod)
+        row.slipped_by = False
     elif differed and before.annotations == pod.annotations:
         row.mended += 1
         log.warning("redirection mended", pod=str(pod), uid=pod.uid, differed=list(differed))
@@ -237,7 +257,7 @@ async def _survey(row: Workload[N], parts: Parts[N]) -> None:
     if row.pod.host_network or row.pod.ended:
         return
     try:
-        row.namespace = await parts.namespaces.find(row.pod)
+        row.namespace = await parts.namespaces.find(row.pod, _handed_over(row))
     except GiveUpError:
         return
     except RetryError:

@@ -25,6 +25,8 @@ class Pod:
     service_account: str = "default"
     host_network: bool = False
     phase: str = "Running"
+    deleting: bool = False
+    """It was deleted, but still runs: its shutdown traffic is mesh traffic."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -33,6 +35,17 @@ class Pod:
     def ended(self) -> bool:
         """Its containers have ended for good. Deletion alone does not make it so."""
         return self.phase in TERMINAL_PHASES
+
+    @property
+    def sandbox_uid(self) -> str:
+        """What the runtime and the cgroups call the pod.
+
+        A static pod's UID in the API is that of its mirror; kubelet itself knows
+        the pod by the hash of its manifest.
+        """
+        if CONFIG_MIRROR in self.annotations:
+            return self.annotations.get(CONFIG_HASH, self.uid)
+        return self.uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,8 @@ REDIRECTION = "ambient.istio.io/redirection"
 BYPASS_INBOUND_CAPTURE = "ambient.istio.io/bypass-inbound-capture"
 DNS_CAPTURE = "ambient.istio.io/dns-capture"
 REROUTE_VIRTUAL_INTERFACES = "istio.io/reroute-virtual-interfaces"
+CONFIG_HASH = "kubernetes.io/config.hash"
+CONFIG_MIRROR = "kubernetes.io/config.mirror"
 
 RELEVANT_ANNOTATIONS = frozenset(
     {
@@ -58,6 +73,8 @@ RELEVANT_ANNOTATIONS = frozenset(
         BYPASS_INBOUND_CAPTURE,
         DNS_CAPTURE,
         REROUTE_VIRTUAL_INTERFACES,
+        CONFIG_HASH,
+        CONFIG_MIRROR,
     }
 )
 """The annotations that the agent reads; a pod source drops the others (L25)."""

@@ -48,7 +48,7 @@ class Reconciler(Generic[N]):
     async def looked_at_all(self) -> None:
         """Wait until every pod that is in the table now had its first attempt."""
         for row in self.table:
-            await row.attempted.wait()
+            await row.until(lambda row: row.attempts > 0)
 
     def wake(self, row: Workload[N]) -> None:
         """Something about the pod may have changed: look at it now."""
@@ -85,7 +85,7 @@ class Reconciler(Generic[N]):
             while row.wake.is_set():
                 row.wake.clear()
                 delay = await self._attempt(row, backoff)
-                row.attempted.set()
+                row.attempted()
                 if delay is None:
                     continue
                 try:

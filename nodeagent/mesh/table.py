@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Generic
 
-from nodeagent.mesh.eligibility import Policy, decide
+from nodeagent.mesh.eligibility import Policy, Wanted, decide
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
+from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.workload import N, Workload, reported_on
 
 
@@ -37,18 +38,19 @@ class Table(Generic[N]):
         row = self._rows.get(pod.uid)
         if row is None:
             row = Workload[N](
-                pod=pod,
+                seen=pod,
                 decision=decision,
                 existing=not self._synced,
+                slipped_by=decision.wanted is Wanted.YES and pod.phase == "Running",
                 reported=reported_on(pod),
             )
             self._rows[pod.uid] = row
-        elif (row.pod, row.decision, row.gone) == (pod, decision, False):
+        elif (row.seen, row.decision, row.gone) == (pod, decision, False):
             return
         else:
-            if (reported := reported_on(pod)) is not reported_on(row.pod):
+            if (reported := reported_on(pod)) is not reported_on(row.seen):
                 row.reported = reported
-            row.pod, row.decision, row.gone = pod, decision, False
+            row.seen, row.decision, row.gone = pod, decision, False
         self._changed(row)
 
     def pod_gone(self, uid: PodUID) -> None:
@@ -57,6 +59,28 @@ class Table(Generic[N]):
         if row is not None and not row.gone:
             row.gone = True
             self._changed(row)
+
+    def handed_over(self, row: Workload[N], sandbox: Sandbox) -> None:
+        """The runtime has made `sandbox` for the pod of `row`; an earlier one is over (L14)."""
+        row.sandbox, row.sandbox_ended = sandbox, False
+        self._changed(row)
+
+    def sandbox_ended(self, row: Workload[N]) -> None:
+        """The runtime takes the sandbox of `row` down."""
+        row.sandbox, row.sandbox_ended = None, True
+        self._changed(row)
+
+    def named(self, namespace: str, name: str) -> Workload[N] | None:
+        """The row of the pod that has this name now: the one that was seen last."""
+        rows = reversed(self._rows.values())
+        return next(
+            (
+                row
+                for row in rows
+                if not row.gone and (row.seen.namespace, row.seen.name) == (namespace, name)
+            ),
+            None,
+        )
 
     def namespace_seen(self, namespace: Namespace) -> None:
         """A namespace exists and is labelled like this now."""
@@ -79,9 +103,9 @@ class Table(Generic[N]):
 
     def _decide_again(self, namespace: str) -> None:
         for row in self._rows.values():
-            if row.pod.namespace != namespace or row.gone:
+            if row.seen.namespace != namespace or row.gone:
                 continue
-            decision = decide(row.pod, self._namespaces.get(namespace), self._policy)
+            decision = decide(row.seen, self._namespaces.get(namespace), self._policy)
             if decision != row.decision:
                 row.decision = decision
                 self._changed(row)

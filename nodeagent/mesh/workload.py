@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from nodeagent.mesh.backoff import Backoff
 from nodeagent.mesh.eligibility import Decision
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
+from nodeagent.mesh.sandbox import Sandbox
 
 LONGEST_STIRRED = 1.0
 """Seconds; a rule that is deleted is back within a second, however busy its pod keeps us."""
@@ -67,12 +68,20 @@ class State(Enum):
 class Workload(Generic[N]):
     """What the agent knows of one pod UID. Only that UID's worker changes what stands."""
 
-    pod: Pod
+    seen: Pod
+    """The pod as its source tells of it."""
     decision: Decision
     gone: bool = False
     """The pod no longer exists; its namespace is not entered any more."""
     existing: bool = False
     """It was there before the agent: a former agent may have left rules in it."""
+    slipped_by: bool = False
+    """It was running, and in the mesh, when it was first seen (L19)."""
+
+    sandbox: Sandbox | None = None
+    """What the CNI plugin handed over last."""
+    sandbox_ended: bool = False
+    """The runtime is taking the pod's sandbox down; the next is handed over by the plugin."""
 
     state: State = State.NEW
     detail: str = ""
@@ -98,14 +107,33 @@ class Workload(Generic[N]):
     """Between looks at a namespace in which something keeps changing."""
     last_stirred: float = 0.0
 
-    attempted: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the first attempt is over, however it ended."""
+    attempts: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at the end of the attempt that runs now or next."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def pod(self) -> Pod:
+        """The pod, with the addresses of its sandbox, which the API server knows later."""
+        if self.sandbox is None:
+            return self.seen
+        return replace(self.seen, addresses=self.sandbox.addresses)
 
     @property
     def uid(self) -> PodUID:
         """The key of the row."""
-        return self.pod.uid
+        return self.seen.uid
+
+    def attempted(self) -> None:
+        """An attempt is over, however it ended."""
+        self.attempts += 1
+        self.news.set()
+        self.news = asyncio.Event()
+
+    async def until(self, condition: Callable[[Self], bool]) -> None:
+        """Return once `condition` holds; it is looked at after each attempt."""
+        while not condition(self):
+            await self.news.wait()
 
     def be(self, state: State, detail: str) -> bool:
         """Note where the pod stands. Returns whether that is news."""

@@ -16,9 +16,9 @@ class AnnotatedNamespaces:
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
 
-    async def find(self, pod: Pod) -> NetworkNamespace:
+    async def find(self, pod: Pod, handed_over: str | None) -> NetworkNamespace:
         """Open and verify; see `nodeagent.mesh.enrolment.NamespaceFinder`."""
-        path = pod.annotations.get(NETNS_PATH)
+        path = handed_over or pod.annotations.get(NETNS_PATH)
         if path is None:
             raise GiveUpError(f"annotation {NETNS_PATH} is missing: it names the network namespace")
         try:

@@ -56,6 +56,14 @@ class PodRedirector:
         except (RedirectError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
 
+    async def inspect(self, namespace: NetworkNamespace, pod: Pod) -> tuple[str, ...]:
+        """Say what differs from what `pod` should have, and touch nothing."""
+        spec, _ = self._intent.of(pod)
+        try:
+            return await self._threads.run(namespace, partial(in_pod.inspect, spec, self._backends))
+        except (RedirectError, OSError) as error:
+            raise RetryError(f"looking at the redirection: {error}") from error
+
     async def release(self, namespace: NetworkNamespace, pod: Pod) -> int:
         """Send nothing new to ztunnel; return how many connections go through it still."""
         spec, _ = self._intent.of(pod)

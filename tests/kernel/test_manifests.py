@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodeagent.cluster import manifests
-from nodeagent.cluster.folder import FolderLostError, FolderWatch
+from nodeagent.folder_watch import FolderLostError, FolderWatch
 from nodeagent.cluster.manifests import ManifestFolder
 from nodeagent.cluster.source import (
     NamespaceGone,
@@ -193,7 +193,7 @@ async def test_a_pod_without_uid_keeps_it_when_its_file_is_renamed(
 
     A rename is two notifications, which can be read together or one by one.
     """
-    monkeypatch.setattr("nodeagent.cluster.folder._BATCH", batch)
+    monkeypatch.setattr("nodeagent.folder_watch._BATCH", batch)
     (folder / "a.json").write_text(pod("web"))
     async with listening(folder) as listener:
         (folder / "a.json").rename(folder / "b.json")

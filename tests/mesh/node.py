@@ -94,8 +94,10 @@ class Node:
     def did(self, uid: str) -> list[str]:
         return [name for name, of in self.steps if of == uid]
 
-    async def find(self, pod: Pod) -> Held:
+    async def find(self, pod: Pod, handed_over: str | None) -> Held:
         await self._step("find", pod.uid)
+        if handed_over is not None:
+            return Held(self, int(handed_over))
         if pod.uid not in self.namespaces:
             raise RetryError("no such namespace")
         if not pod.addresses:
@@ -112,6 +114,11 @@ class Node:
         stood = namespace.id in self.rules
         self.rules.add(namespace.id)
         return Look(() if stood else ("rules were missing",), self.silent)
+
+    async def inspect(self, namespace: Held, pod: Pod) -> tuple[str, ...]:
+        assert namespace in self.open
+        await self._step("inspect", pod.uid)
+        return () if namespace.id in self.rules else ("rules are missing",)
 
     async def release(self, namespace: Held, pod: Pod) -> int:
         assert namespace in self.open
@@ -150,6 +157,9 @@ class Node:
 
     def contested(self, pod: Pod, times: int) -> None:
         self.steps.append((f"contested {times}", pod.uid))
+
+    def unprotected(self, pod: Pod) -> None:
+        self.steps.append(("unprotected", pod.uid))
 
     def failed(self, pod: Pod, reason: str) -> None:
         self.failed_for_good.append(f"{pod}: {reason}")

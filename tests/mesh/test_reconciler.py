@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nodeagent.mesh.backoff import FIRST, LONGEST, Backoff
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import REDIRECTION, Namespace, Pod, PodUID
+from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.workload import Redirection, State
 from tests.eventually import eventually
 from tests.mesh.node import Bench, Node, bench
@@ -27,6 +28,7 @@ def a_pod(uid: str = "1", **changes: object) -> Pod:
         namespace="shop",
         labels=AMBIENT,
         addresses=(IPv4Address("10.0.0.1"),),
+        phase="Pending",
     )
     return replace(pod, **changes)  # type: ignore[arg-type]
 
@@ -481,3 +483,102 @@ def test_backoff() -> None:
     assert len(set(delays)) == len(delays)
     backoff.reset()
     assert backoff.delay() <= FIRST
+
+
+SANDBOX = Sandbox(
+    container_id="c1",
+    netns="7",
+    addresses=(IPv4Address("10.0.0.7"),),
+    network="pods",
+    interface="eth0",
+)
+
+
+async def test_pod_that_slipped_by_is_reported_once() -> None:
+    """L19: a mesh pod that ran before it was redirected is enrolled, and that is said."""
+    async with bench(Node(namespaces={U1: 1})) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(phase="Running"))
+        await on.until_state("1", State.ENROLLED)
+        assert on.node.did("1").count("unprotected") == 1
+        on.node.rules.clear()
+        on.reconciler.look_at(U1)
+        await eventually(lambda: on.node.did("1").count("ensure") == 2)
+        assert on.node.did("1").count("unprotected") == 1
+
+
+async def test_pod_that_was_redirected_before_did_not_slip_by() -> None:
+    """L19: after the agent's restart, and for a label that came later, nothing is reported."""
+    async with bench(Node(namespaces={U1: 1, PodUID("2"): 2}, rules={1})) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(phase="Running"))
+        on.table.pod_seen(a_pod("2", phase="Running", labels={}))
+        on.table.pod_seen(a_pod("2", phase="Running"))
+        await on.until_state("1", State.ENROLLED)
+        await on.until_state("2", State.ENROLLED)
+        assert "unprotected" not in {name for name, _ in on.node.steps}
+
+
+async def test_sandbox_that_is_handed_over_needs_no_address_from_the_cluster() -> None:
+    """A pod is enrolled by what the CNI plugin tells, before the API server has an address."""
+    async with bench(Node()) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(addresses=()))
+        await on.until_state("1", State.WAITING)
+        on.table.handed_over(on.row("1"), SANDBOX)
+        await on.until_state("1", State.ENROLLED)
+        assert on.node.ztunnel == {U1: 7}
+        assert on.row("1").pod.addresses == SANDBOX.addresses
+
+
+async def test_newest_sandbox_counts() -> None:
+    """L14: a retried ADD brings another namespace under the same UID; the old one is let go."""
+    async with bench(Node()) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(addresses=()))
+        on.table.handed_over(on.row("1"), SANDBOX)
+        await on.until_state("1", State.ENROLLED)
+        on.table.handed_over(on.row("1"), replace(SANDBOX, container_id="c2", netns="8"))
+        await eventually(lambda: on.node.ztunnel == {U1: 8})
+        await on.settled()
+        assert [held.id for held in on.node.open] == [8]
+
+
+async def test_sandbox_that_ends_is_let_go_and_the_next_one_taken() -> None:
+    """A descriptor would keep a dead sandbox's namespace and its rules alive."""
+    async with bench(Node(namespaces={U1: 1})) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(addresses=()))
+        on.table.handed_over(on.row("1"), SANDBOX)
+        await on.until_state("1", State.ENROLLED)
+        on.table.sandbox_ended(on.row("1"))
+        await on.until_state("1", State.WAITING)
+        assert (on.node.open, on.node.ztunnel, on.node.probed) == ([], {}, set())
+        assert on.node.annotations[U1] is None
+        on.table.handed_over(on.row("1"), replace(SANDBOX, container_id="c2", netns="8"))
+        await on.until_state("1", State.ENROLLED)
+        assert on.node.annotations[U1] is Redirection.ENABLED
+
+
+async def test_sandbox_of_a_deleted_pod_ends_without_another_patch() -> None:
+    """What is about to vanish is not annotated anew."""
+    async with bench(Node()) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(addresses=()))
+        on.table.handed_over(on.row("1"), SANDBOX)
+        await on.until_state("1", State.ENROLLED)
+        on.table.pod_seen(a_pod(addresses=(), deleting=True))
+        on.table.sandbox_ended(on.row("1"))
+        await on.until_state("1", State.WAITING)
+        assert on.node.annotations[U1] is Redirection.ENABLED
+
+
+async def test_name_leads_to_the_pod_that_has_it_now() -> None:
+    """Two pods of one name are two UIDs; the late news of the old one is not the new one's."""
+    async with bench(Node()) as on:
+        on.table.pod_seen(a_pod("1"))
+        on.table.pod_seen(a_pod("2"))
+        assert on.table.named("shop", "web") is on.row("2")
+        on.table.pod_gone(PodUID("2"))
+        assert on.table.named("shop", "web") is on.row("1")
+        assert on.table.named("shop", "other") is None

@@ -72,7 +72,7 @@ async def test_either_address_will_do(lab: Lab, threads: NamespaceThreads) -> No
     pod = lab.add_pod("web")
     assert pod.v6
     for address in (pod.v4, pod.v6):
-        found = await finder(threads).find(a_pod(pod, IPv4Address("192.0.2.1"), address))
+        found = await finder(threads).find(a_pod(pod, IPv4Address("192.0.2.1"), address), None)
         found.close()
 
 
@@ -81,7 +81,7 @@ async def test_another_pods_namespace(lab: Lab, threads: NamespaceThreads) -> No
     pod, other = lab.add_pod("web"), lab.add_pod("other")
     before = open_descriptors()
     with pytest.raises(RetryError, match=f"holds none of the pod's addresses .{other.v4}"):
-        await finder(threads).find(a_pod(pod, other.v4))
+        await finder(threads).find(a_pod(pod, other.v4), None)
     assert open_descriptors() == before
 
 
@@ -89,14 +89,14 @@ async def test_address_that_every_namespace_has(lab: Lab, threads: NamespaceThre
     """A loopback address in a pod's status proves nothing."""
     pod = lab.add_pod("web")
     with pytest.raises(RetryError, match="holds none"):
-        await finder(threads).find(a_pod(pod, IPv4Address("127.0.0.1"), IPv6Address("::1")))
+        await finder(threads).find(a_pod(pod, IPv4Address("127.0.0.1"), IPv6Address("::1")), None)
 
 
 async def test_the_hosts_namespace(lab: Lab, threads: NamespaceThreads) -> None:
     """The host's namespace is refused for good, even where it holds the pod's address."""
     pod = lab.add_pod("web")
     with NetworkNamespace.open(pod.path) as namespace, pytest.raises(GiveUpError, match="host"):
-        await finder(threads, namespace.id).find(a_pod(pod, pod.v4))
+        await finder(threads, namespace.id).find(a_pod(pod, pod.v4), None)
     own = host_namespaces(None)
     assert NetnsId.of_path("/proc/self/ns/net") in own
     assert NetnsId.of_path(pod.path) in host_namespaces(pod.path)
@@ -106,7 +106,7 @@ async def test_pod_that_names_none(lab: Lab, threads: NamespaceThreads) -> None:
     """A missing annotation is named, and a missing file is tried again."""
     pod = a_pod(lab.add_pod("web"))
     with pytest.raises(GiveUpError, match=NETNS_PATH):
-        await finder(threads).find(Pod(uid=pod.uid, name="web", namespace="shop"))
+        await finder(threads).find(Pod(uid=pod.uid, name="web", namespace="shop"), None)
     lab.delete(lab.pods["web"])
     with pytest.raises(RetryError, match="No such file"):
-        await finder(threads).find(pod)
+        await finder(threads).find(pod, None)

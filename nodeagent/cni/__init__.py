@@ -1,0 +1,1 @@
+"""The CNI chain: requests of the container runtime, and our place in its configuration."""
