@@ -6,6 +6,7 @@ is expected instead.
 
 import math
 import os
+import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
@@ -30,6 +31,41 @@ def path(text: str) -> str:
     """Any path; whether it exists is seen when it is used."""
     if not text or "\0" in text:
         raise ValueError("a path is expected")
+    return text
+
+
+def file_name(text: str) -> str:
+    """A plain name within a directory, or nothing."""
+    if "/" in text or "\0" in text or text in {".", ".."} or len(os.fsencode(text)) > 255:
+        raise ValueError("the name of a file is expected, without a directory")
+    return text
+
+
+def prefix(text: str) -> str:
+    """An absolute path to put before others, or nothing."""
+    if text.strip("/") and (not os.path.isabs(text) or "\0" in text):
+        raise ValueError("an absolute path is expected, or nothing")
+    return text.rstrip("/")
+
+
+def endpoint(text: str) -> str:
+    """Where a Unix socket is, as a path or as kubelet writes it: ``unix:///run/…``."""
+    return socket_path(text.removeprefix("unix://")) if text else text
+
+
+def listen_address(text: str) -> str:
+    """``[HOST]:PORT`` to listen on, or nothing."""
+    host, colon, port = text.rpartition(":")
+    plain = port.isascii() and port.isdigit() and " " not in host
+    if text and not (colon and plain and 0 < int(port) < 65536):
+        raise ValueError("[HOST]:PORT is expected, or nothing")
+    return text
+
+
+def taint_key(text: str) -> str:
+    """The key of a node's taint."""
+    if not re.fullmatch(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
+        raise ValueError("the key of a taint is expected, like cni.istio.io/not-ready")
     return text
 
 

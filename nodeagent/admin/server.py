@@ -14,11 +14,8 @@ Missing = Callable[[], Sequence[str]]
 """What keeps the agent from being ready, in words; empty when it is."""
 
 
-def application(*, workloads: Workloads, missing: Missing) -> web.Application:
-    """Answer ``/workloads``, ``/readyz`` and ``/healthz``, wherever it is served."""
-
-    async def get_workloads(_: web.Request) -> web.Response:
-        return web.json_response(workloads())
+def _health(missing: Missing) -> web.Application:
+    """Answer ``/readyz`` and ``/healthz``."""
 
     async def get_readyz(_: web.Request) -> web.Response:
         if reasons := missing():
@@ -31,7 +28,6 @@ def application(*, workloads: Workloads, missing: Missing) -> web.Application:
         return web.Response(text="alive\n")
 
     app = web.Application()
-    app.router.add_get("/workloads", get_workloads)
     app.router.add_get("/readyz", get_readyz)
     app.router.add_get("/healthz", get_healthz)
     return app
@@ -43,7 +39,12 @@ async def serve_admin(path: str, *, workloads: Workloads, missing: Missing) -> A
 
     A socket that an earlier agent left there is replaced. Raises ``OSError``.
     """
-    app = application(workloads=workloads, missing=missing)
+
+    async def get_workloads(_: web.Request) -> web.Response:
+        return web.json_response(workloads())
+
+    app = _health(missing)
+    app.router.add_get("/workloads", get_workloads)
     runner = web.AppRunner(app, access_log=None)
     with listening(path, socket.SOCK_STREAM, setting="CNI_AGENT_RUN_DIR") as listener:
         await runner.setup()
@@ -52,3 +53,25 @@ async def serve_admin(path: str, *, workloads: Workloads, missing: Missing) -> A
             yield
         finally:
             await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def serve_health(address: str, *, missing: Missing) -> AsyncIterator[None]:
+    """Serve kubelet's probes on `address` (``[HOST]:PORT``). Raises ``OSError``."""
+    host, _, port = address.rpartition(":")
+    runner = web.AppRunner(_health(missing), access_log=None)
+    await runner.setup()
+    try:
+        await _start(web.TCPSite(runner, host.strip("[]") or None, int(port)), address)
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _start(site: web.TCPSite, address: str) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot listen on {address} (READINESS_ADDRESS): {error.strerror}"
+        ) from error

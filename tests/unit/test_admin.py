@@ -5,13 +5,14 @@ import http.client
 import os
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from nodeagent.admin.client import NoAgentError, fetch_workloads, table
-from nodeagent.admin.server import serve_admin
+from nodeagent.admin.server import serve_admin, serve_health
 
 _WORKLOAD: dict[str, object] = {
     "namespace": "shop",
@@ -151,3 +152,32 @@ def test_the_table_is_for_people() -> None:
 def test_ages_are_short(age: int, text: str) -> None:
     """How long a pod has been in its state is told in one unit; a clock set back is no error."""
     assert table([_WORKLOAD], now=1000.0 + age).splitlines()[1].split()[-2] == text
+
+
+async def test_kubelet_is_told_over_tcp_and_learns_nothing_else(free_port: int) -> None:
+    """Any pod of the node can connect there: it has the probes, and no workloads."""
+    missing = ["the first list of pods"]
+    async with (
+        serve_health(f"127.0.0.1:{free_port}", missing=lambda: missing),
+        aiohttp.ClientSession(f"http://127.0.0.1:{free_port}") as session,
+    ):
+        for path, status in (("/readyz", 503), ("/healthz", 200), ("/workloads", 404)):
+            async with session.get(path) as response:
+                assert response.status == status
+
+
+async def test_an_address_that_is_taken_is_named(free_port: int) -> None:
+    """Whoever runs two agents on a node is told which setting to change."""
+    async with serve_health(f"127.0.0.1:{free_port}", missing=list):
+        with pytest.raises(OSError, match=f"127.0.0.1:{free_port}.*READINESS_ADDRESS"):
+            async with serve_health(f"127.0.0.1:{free_port}", missing=list):
+                pass
+
+
+@pytest.fixture
+def free_port() -> int:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
