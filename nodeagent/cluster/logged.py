@@ -2,7 +2,7 @@
 
 import structlog
 
-from nodeagent.mesh.pod import Pod
+from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.workload import Redirection
 
 log = structlog.get_logger()
@@ -31,3 +31,6 @@ class LoggedStatus:
 
     def failed(self, pod: Pod, reason: str) -> None:
         """The reconciler's own line says it all."""
+
+    def forget(self, uid: PodUID) -> None:
+        """Everything was told at once."""

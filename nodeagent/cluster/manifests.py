@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from nodeagent.folder_watch import Change, FolderWatch
 from nodeagent.cluster.manifest import MAX_SIZE, Document, Identity, ManifestError, parse
 from nodeagent.cluster.source import (
     NamespaceGone,
@@ -19,6 +18,7 @@ from nodeagent.cluster.source import (
     PodSeen,
     Synced,
 )
+from nodeagent.folder_watch import Change, FolderWatch
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
 
 log = structlog.get_logger()

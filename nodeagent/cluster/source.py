@@ -4,7 +4,7 @@ Events carry states, not changes: each says how a pod or namespace is now, and a
 source may leave out states that were overtaken or repeat one.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +50,6 @@ PodEvent = PodSeen | PodGone | NamespaceSeen | NamespaceGone | Synced
 class PodSource(Protocol):
     """Where pods come from."""
 
-    def events(self) -> AsyncIterator[PodEvent]:
+    def events(self) -> AsyncGenerator[PodEvent, None]:
         """Tell what exists, then ``Synced``, then every later state, without end."""
         ...

@@ -105,6 +105,9 @@ class Reporter(Protocol):
     def failed(self, pod: Pod, reason: str) -> None:
         """The enrolment has failed for good, until something about the pod changes."""
 
+    def forget(self, uid: PodUID) -> None:
+        """The pod is gone: what was not told yet need not be told any more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts(Generic[N]):
@@ -122,6 +125,7 @@ class Parts(Generic[N]):
 async def reconcile(row: Workload[N], parts: Parts[N]) -> None:
     """Bring what stands on the node to what is wanted for the pod now."""
     if row.gone:
+        parts.reporter.forget(row.uid)
         await _release(row, parts)
     elif row.decision.wanted is Wanted.YES:
         await _enrol(row, parts)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ class Node:
     async def find(self, pod: Pod, handed_over: str | None) -> Held:
         await self._step("find", pod.uid)
         if handed_over is not None:
-            return Held(self, int(handed_over))
+            return Held(self, int(os.path.basename(handed_over)))
         if pod.uid not in self.namespaces:
             raise RetryError("no such namespace")
         if not pod.addresses:
@@ -160,6 +161,9 @@ class Node:
 
     def unprotected(self, pod: Pod) -> None:
         self.steps.append(("unprotected", pod.uid))
+
+    def forget(self, uid: PodUID) -> None:
+        self.annotations.pop(uid, None)
 
     def failed(self, pod: Pod, reason: str) -> None:
         self.failed_for_good.append(f"{pod}: {reason}")

@@ -107,6 +107,7 @@ async def test_pod_that_is_gone_is_not_entered() -> None:
         await on.settled()
         assert on.node.did("1") == ["unprobe", "withdraw"]
         assert (on.node.open, len(on.table)) == ([], 0)
+        assert on.node.annotations == {}
 
 
 async def test_namespace_that_is_not_known_yet() -> None:

@@ -1,0 +1,301 @@
+"""Where the API server is and who the agent is there, from its pod's files or a kubeconfig.
+
+No credential is written to disk: what a kubeconfig has embedded goes into memory
+files, because OpenSSL takes certificates from files only.
+"""
+
+import asyncio
+import base64
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where kubelet puts a pod's credential, and renews it."""
+_MAX_SIZE = 1 << 20
+_EMBEDDED = ("certificate-authority", "client-certificate", "client-key")
+_PLUGIN_TIMEOUT = 30.0
+_PLUGIN_MARGIN = timedelta(minutes=1)
+"""A credential that expires within it is not used for a new request."""
+_NOT_A_KUBECONFIG = "it does not have the shape of a kubeconfig; `kubectl config view` shows one"
+
+
+class NoClusterError(Exception):
+    """There is no way to an API server; the text names the file and the remedy."""
+
+
+class Credential(Protocol):
+    """What the agent shows to the API server."""
+
+    async def authorization(self) -> str | None:
+        """The header's value for a request now. Raises ``OSError``, ``ValueError``."""
+        ...
+
+    def refused(self) -> None:
+        """The server did not take it."""
+        ...
+
+
+class Access:
+    """The library's client, whose ``request`` is used, and what to show with each request."""
+
+    def __init__(self, client: Any, credential: Credential) -> None:
+        """Take over `client`."""
+        self.client = client
+        self.credential = credential
+        self.account = "the agent's user"
+        """Who the agent is there, in words."""
+
+    async def aclose(self) -> None:
+        """End all connections."""
+        await self.client.close()
+
+    async def authorization(self) -> str | None:
+        """The header's value for a request now. Raises ``OSError``, ``ValueError``."""
+        value = await self.credential.authorization()
+        self.account = _account(value) or self.account
+        return value
+
+
+async def find_access(kubeconfig: str | None) -> Access:
+    """Read the credentials; nothing is asked of the server.
+
+    `kubeconfig` None: the agent is in a pod. Raises ``NoClusterError``.
+    """
+    configuration = _library("client").Configuration()
+    with contextlib.ExitStack() as memory:
+        if kubeconfig is None:
+            place, credential = SERVICE_ACCOUNT, _in_cluster(configuration)
+        else:
+            place = f"kubeconfig {kubeconfig}"
+            credential = await _from_file(kubeconfig, configuration, memory)
+        # Neither a proxy from the environment nor a cookie has a say in who answers.
+        configuration.client_session_kwargs = {"trust_env": False}
+        try:
+            client = _library("client.rest").RESTClientObject(configuration)
+        except OSError as error:  # ssl.SSLError is one
+            raise NoClusterError(
+                f"{place}: a certificate or key in it cannot be used: {error}"
+            ) from error
+        return Access(client, credential)
+
+
+def _library(module: str) -> Any:
+    """A module of kubernetes.aio, which is half typed.
+
+    It costs 21 MB and 0.2 s, which the agent on a folder of manifests does without.
+    """
+    return importlib.import_module(f"kubernetes.aio.{module}")
+
+
+def _account(authorization: str | None) -> str | None:
+    """Whose token it is, as far as the token itself tells."""
+    try:
+        claims = json.loads(base64.urlsafe_b64decode((authorization or "").split(".")[1] + "=="))
+        subject = str(claims["sub"])
+    except (ValueError, LookupError, TypeError):
+        return None
+    kind, _, name = subject.removeprefix("system:").partition(":")
+    return f"ServiceAccount {name.replace(':', '/')}" if kind == "serviceaccount" else subject
+
+
+def _in_cluster(configuration: Any) -> Credential:
+    token = f"{SERVICE_ACCOUNT}/token"
+    try:
+        _library("config.incluster_config").InClusterConfigLoader(
+            token, f"{SERVICE_ACCOUNT}/ca.crt"
+        ).load_and_set(configuration)
+    except (_library("config").ConfigException, OSError) as error:
+        raise NoClusterError(
+            f"no API server: {error} Outside of a cluster, name a kubeconfig (KUBECONFIG); in a "
+            "pod, automountServiceAccountToken must not be false"
+        ) from error
+    # The loader's own renewal looks at the file once a minute only.
+    return _TokenFile(token)
+
+
+async def _from_file(path: str, configuration: Any, memory: contextlib.ExitStack) -> Credential:
+    try:
+        cluster, user = _chosen(_read(path))
+        _check(cluster, user)
+        plugin = _Plugin(user.pop("exec")) if "exec" in user else None
+        if plugin:
+            user |= await plugin.certificate()
+        for part in (cluster, user):
+            _move_to_memory(part, memory)
+        folder = _folder_of(path)
+        await (
+            _library("config.kube_config")
+            .KubeConfigLoader(_alone(cluster, user), config_base_path=folder)
+            .load_and_set(configuration)
+        )
+        if plugin:
+            return plugin
+        if "tokenFile" in user and not user.get("token"):
+            return _TokenFile(str(Path(folder, user["tokenFile"])))
+        return _Fixed(configuration.api_key.get("BearerToken"))
+    except FileNotFoundError as error:
+        reason = f"{error.filename} does not exist; name another with KUBECONFIG"
+        raise NoClusterError(f"kubeconfig {path}: {reason}") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise NoClusterError(f"kubeconfig {path}: {_NOT_A_KUBECONFIG}") from error
+    except (_library("config").ConfigException, OSError, ValueError) as error:
+        raise NoClusterError(f"kubeconfig {path}: {' '.join(str(error).split())}") from error
+
+
+def _folder_of(path: str) -> str:
+    return str(Path(path).absolute().parent)
+
+
+def _read(path: str) -> Mapping[str, Any]:
+    with open(path, "rb") as file:
+        data = file.read(_MAX_SIZE + 1)
+    if len(data) > _MAX_SIZE:
+        raise ValueError(f"it has more than {_MAX_SIZE} bytes")
+    try:
+        config = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(_NOT_A_KUBECONFIG)
+    return config
+
+
+def _chosen(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    name = config.get("current-context")
+    if not name:
+        raise ValueError("it has no current-context; `kubectl config use-context NAME` sets it")
+    context = _entry(config, "context", name)
+    return _entry(config, "cluster", context["cluster"]), _entry(config, "user", context["user"])
+
+
+def _entry(config: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    for entry in config.get(f"{kind}s") or ():
+        if entry["name"] == name:
+            return dict(entry[kind] or {})
+    raise ValueError(f"it has no {kind} {name!r}, which its current context needs")
+
+
+def _check(cluster: Mapping[str, Any], user: Mapping[str, Any]) -> None:
+    if not str(cluster.get("server", "")).startswith("https://"):
+        raise ValueError("the cluster's server has to be an https:// address")
+    if cluster.get("insecure-skip-tls-verify"):
+        raise ValueError(
+            "insecure-skip-tls-verify is not supported: whoever answers would have the agent's "
+            "credential; give certificate-authority instead"
+        )
+    if "auth-provider" in user:
+        raise ValueError("auth-provider is not supported; use exec, a token or a certificate")
+
+
+def _alone(cluster: Mapping[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "current-context": "agent",
+        "contexts": [{"name": "agent", "context": {"cluster": "agent", "user": "agent"}}],
+        "clusters": [{"name": "agent", "cluster": cluster}],
+        "users": [{"name": "agent", "user": user}],
+    }
+
+
+def _move_to_memory(part: dict[str, Any], memory: contextlib.ExitStack) -> None:
+    for key in _EMBEDDED:
+        content = part.pop(f"{key}-data", None)
+        if content is None:
+            continue
+        try:
+            plain = base64.b64decode(content, validate=True)
+        except ValueError:
+            raise ValueError(f"{key}-data is not base64") from None
+        fd = os.memfd_create("credential", os.MFD_CLOEXEC)
+        memory.callback(os.close, fd)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(plain)
+        part[key] = f"/proc/self/fd/{fd}"
+
+
+class _Fixed:
+    """A token that stands in the kubeconfig, or none where a certificate does it."""
+
+    def __init__(self, value: str | None) -> None:
+        self._value = value
+
+    async def authorization(self) -> str | None:
+        return self._value
+
+    def refused(self) -> None:
+        pass
+
+
+class _TokenFile:
+    """A token in a file that somebody renews: read for each request, it is never stale."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def authorization(self) -> str | None:
+        return f"Bearer {self._read().strip()}"
+
+    def refused(self) -> None:
+        pass
+
+    def _read(self) -> str:
+        with open(self._path, encoding="ascii") as file:
+            return file.read(_MAX_SIZE)
+
+
+class _Plugin:
+    """A program that gives a credential: run again where that has expired or is refused.
+
+    Tokens are renewed; a certificate lasts until the agent starts anew.
+    """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        library = _library("config.kube_config")
+        self._provider = library.ExecProvider(library.ConfigNode("exec", spec))
+        self._command = spec["command"]
+        self._status: Mapping[str, Any] = {}
+        self._stale_from = datetime.min.replace(tzinfo=UTC)
+        self._turn = asyncio.Lock()
+
+    async def certificate(self) -> dict[str, str]:
+        """Key and certificate, if it gives them, as a kubeconfig embeds them."""
+        await self.authorization()
+        names = {"client-certificate": "clientCertificateData", "client-key": "clientKeyData"}
+        found = {key: self._status.get(name) for key, name in names.items()}
+        if not all(found.values()) and "token" not in self._status:
+            raise ValueError(f"exec: {self._command} gave no token, and no certificate with key")
+        return {
+            f"{key}-data": base64.b64encode(pem.encode()).decode()
+            for key, pem in found.items()
+            if pem
+        }
+
+    async def authorization(self) -> str | None:
+        async with self._turn:
+            if datetime.now(UTC) >= self._stale_from:
+                await self._run()
+        token = self._status.get("token")
+        return f"Bearer {token}" if token else None
+
+    def refused(self) -> None:
+        self._stale_from = datetime.min.replace(tzinfo=UTC)
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.timeout(_PLUGIN_TIMEOUT):
+                self._status = dict(await self._provider.run())
+            expiry = self._status.get("expirationTimestamp")
+            if expiry is None:
+                self._stale_from = datetime.max.replace(tzinfo=UTC)
+            else:
+                self._stale_from = datetime.fromisoformat(expiry) - _PLUGIN_MARGIN
+        except (_library("config").ConfigException, OSError, ValueError, TypeError) as error:
+            reason = str(error) or f"no answer within {_PLUGIN_TIMEOUT:.0f} s"
+            raise ValueError(f"exec: {self._command} gave no credential: {reason}") from error

@@ -1,0 +1,228 @@
+"""Requests to the Kubernetes API: raw JSON in and out, and one kind of error."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+
+from nodeagent.cluster.access import Access, NoClusterError, find_access
+
+__all__ = ["ApiError", "ApiServer", "NoClusterError"]
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+MAX_LINE = 16 << 20
+"""Bytes of one line of a stream; etcd takes objects of 1.5 MB, which JSON makes larger."""
+_MAX_TEXT = 300
+_MAX_ERROR = 64 << 10
+_TIMEOUT = 30.0
+_CONNECT_TIMEOUT = 10.0
+_NO_PARAMS: Mapping[str, str] = {}
+
+
+class ApiError(Exception):
+    """The API server said no, or nothing; the text is one line for people."""
+
+    def __init__(
+        self, text: str, *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        line = " ".join(text.split())
+        super().__init__(line if len(line) <= _MAX_TEXT else f"{line[:_MAX_TEXT]}…")
+        self.status = status
+        """The HTTP status; None where there was no answer that could be read."""
+        self.retry_after = retry_after
+        """Seconds that the server asked to be left alone."""
+
+    @property
+    def missing(self) -> bool:
+        """There is no such object."""
+        return self.status == 404
+
+    @property
+    def conflict(self) -> bool:
+        """The object has changed, or exists already."""
+        return self.status == 409
+
+    @property
+    def denied(self) -> bool:
+        """Who asks is not known there, or may not ask this."""
+        return self.status in (401, 403)
+
+
+class GarbledError(ApiError):
+    """What came is nothing that an API server says; asking for the same again is no use."""
+
+
+class ApiServer:
+    """One cluster's API. Any number of requests at once."""
+
+    def __init__(self, access: Access) -> None:
+        """Borrow `access`; `connect` is how a server is had."""
+        self._access = access
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connect(cls, kubeconfig: str | None) -> AsyncIterator[Self]:
+        """Read the credentials; nothing is asked of the server yet.
+
+        `kubeconfig` is a path; None means that the agent is in a pod of the cluster.
+        Raises ``NoClusterError``.
+        """
+        async with contextlib.aclosing(await find_access(kubeconfig)) as access:
+            yield cls(access)
+
+    @property
+    def account(self) -> str:
+        """Who the agent is there, in words, once something was asked."""
+        return self._access.account
+
+    async def get(
+        self,
+        path: str,
+        *,
+        params: Mapping[str, str] = _NO_PARAMS,
+        accept: str = JSON,
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - part of what is asked
+    ) -> dict[str, Any]:
+        """Ask for an object or a list, for `timeout` seconds. Raises ``ApiError``."""
+        async with self._asked(
+            "GET", _url(path, params), headers={"Accept": accept}, limit=_limit(timeout)
+        ) as response:
+            return await _object(response)
+
+    async def patch(
+        self,
+        path: str,
+        body: object,
+        *,
+        kind: str = MERGE_PATCH,
+        params: Mapping[str, str] = _NO_PARAMS,
+    ) -> dict[str, Any]:
+        """Change an object, and return it as it is then. Raises ``ApiError``."""
+        return await self._send("PATCH", _url(path, params), body, kind=kind)
+
+    async def post(self, path: str, body: object) -> dict[str, Any]:
+        """Make an object, and return it. Raises ``ApiError``."""
+        return await self._send("POST", path, body, kind=JSON)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, path: str, *, params: Mapping[str, str], accept: str, silence: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """An answer without end, by the line; a last one without its end is left out.
+
+        No byte for `silence` seconds is an error. Raises ``ApiError``, in the block too.
+        """
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=silence)
+        async with self._asked(
+            "GET", _url(path, params), headers={"Accept": accept}, limit=limit
+        ) as response:
+            yield _lines(response.content)
+
+    async def _send(self, method: str, url: str, body: object, *, kind: str) -> dict[str, Any]:
+        headers = {"Accept": JSON, "Content-Type": kind}
+        async with self._asked(
+            method, url, headers=headers, limit=_limit(_TIMEOUT), body=body
+        ) as response:
+            return await _object(response)
+
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        limit: aiohttp.ClientTimeout,
+        body: object = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        client = self._access.client
+        try:
+            authorization = await self._access.authorization()
+        except (OSError, ValueError) as error:
+            raise ApiError(f"no credential: {error}") from error
+        if authorization:
+            headers["Authorization"] = authorization
+        try:
+            answer = await client.request(
+                method,
+                client.configuration.host + url,
+                headers=headers,
+                body=body,
+                _request_timeout=limit,
+            )
+            response: aiohttp.ClientResponse = answer.response
+            try:
+                if response.status >= 400:
+                    raise await self._refusal(response)
+                yield response
+            finally:
+                _drop(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(_words(error)) from error
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> ApiError:
+        if response.status == 401:
+            self._access.credential.refused()
+        body = await response.content.read(_MAX_ERROR)
+        text = body.decode(errors="replace").strip()
+        with contextlib.suppress(ValueError, AttributeError):
+            text = json.loads(text).get("message") or text
+        after = response.headers.get("Retry-After", "")
+        return ApiError(
+            f"{text or response.reason} ({response.status})",
+            status=response.status,
+            # The form with a date is for caches; no API server sends it.
+            retry_after=float(after) if after.isascii() and after.isdigit() else None,
+        )
+
+
+def _limit(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_TIMEOUT)
+
+
+def _url(path: str, params: Mapping[str, str]) -> str:
+    return f"{path}?{urlencode(params)}" if params else path
+
+
+def _drop(response: aiohttp.ClientResponse) -> None:
+    """Close the connection, unless all was read, and it is in the pool again."""
+    if (connection := response.connection) and connection.transport:
+        # Closing in good order waits for the peer, for 30 s where that one is dead.
+        connection.transport.abort()
+    response.close()
+
+
+async def _object(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    try:
+        value = json.loads(await response.read())
+    except ValueError as error:
+        raise ApiError(f"the answer is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ApiError("the answer is not an object")
+    return value
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    line = bytearray()
+    while chunk := await content.readany():
+        first, *others = chunk.split(b"\n")
+        line += first
+        for other in others:
+            yield bytes(line)
+            line = bytearray(other)
+        if len(line) > MAX_LINE:
+            raise GarbledError(f"a line of more than {MAX_LINE} bytes")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"the server's certificate is not one that the agent trusts: {error}"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection was cut in the middle of the answer"
+    return str(error) or type(error).__name__

@@ -1,0 +1,104 @@
+"""Kubernetes events on pods, for what people should see where they look first."""
+
+import time
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+
+from nodeagent.cluster.api import ApiError, ApiServer
+from nodeagent.cluster.outbox import Outbox
+from nodeagent.mesh.pod import Pod, PodUID
+
+log = structlog.get_logger()
+
+MAX_TEXT = 1024
+"""Bytes of an event's text; the API refuses more (events.k8s.io/v1)."""
+WINDOW = 600.0
+MOST_IN_WINDOW = 4
+"""For each pod and reason in `WINDOW` seconds, none with the same text as another."""
+_MOST_WAITING = 512
+_AT_ONCE = 2
+
+_Key = tuple[PodUID, str]
+
+
+class Events:
+    """Best effort: what the API server refuses is dropped, and a flood is cut short."""
+
+    def __init__(self, api: ApiServer, node_name: str) -> None:
+        self._api = api
+        self._node_name = node_name
+        self._told: dict[_Key, list[tuple[float, str]]] = {}
+        self._outbox = Outbox[str, dict[str, Any]](
+            self._create,
+            what="event",
+            needs='verb create on events: ClusterRole "nodeagent" (deploy/base/rbac.yaml)',
+            at_once=_AT_ONCE,
+        )
+
+    async def run(self) -> None:
+        """Deliver until cancelled; then once more, for a second at the most."""
+        await self._outbox.run()
+
+    def record(self, pod: Pod, reason: str, text: str) -> None:
+        """Put a warning on the pod; `text` may come from a tenant, and is cut to `MAX_TEXT`."""
+        text = text.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
+        now = time.monotonic()
+        self._told = {key: kept for key, told in self._told.items() if (kept := _recent(told, now))}
+        told = self._told.setdefault((pod.uid, reason), [])
+        if len(told) >= MOST_IN_WINDOW or any(text == earlier for _, earlier in told):
+            return
+        if len(self._outbox) >= _MOST_WAITING:
+            log.warning("event dropped", pod=str(pod), reason=reason)
+            return
+        told.append((now, text))
+        event = self._event(pod, reason, text)
+        self._outbox.put(event["metadata"]["name"], event)
+
+    def _event(self, pod: Pod, reason: str, text: str) -> dict[str, Any]:
+        # The name is ours: one that was made and not answered is not made twice.
+        name = f"{pod.name[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}"
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": pod.namespace},
+            "involvedObject": {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "namespace": pod.namespace,
+                "name": pod.name,
+                "uid": pod.uid,
+            },
+            "type": "Warning",
+            "reason": reason,
+            "message": text,
+            "source": {"component": "nodeagent", "host": self._node_name},
+            "reportingComponent": "nodeagent",
+            "reportingInstance": self._node_name,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+
+    async def _create(self, event: dict[str, Any]) -> None:
+        metadata = event["metadata"]
+        try:
+            await self._api.post(
+                f"/api/v1/namespaces/{quote(metadata['namespace'], safe='')}/events", event
+            )
+        except ApiError as error:
+            if error.conflict:
+                return
+            if error.status in (None, 401, 429) or error.status >= 500:
+                raise
+            # Most often the namespace is being deleted, and says 403.
+            log.warning("event refused", name=metadata["name"], error=str(error))
+
+
+def _recent(told: Iterable[tuple[float, str]], now: float) -> list[tuple[float, str]]:
+    return [(at, text) for at, text in told if now - at < WINDOW]

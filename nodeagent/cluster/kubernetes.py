@@ -1,0 +1,151 @@
+"""A cluster as the source of pods: those of one node, and the namespaces of all."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from urllib.parse import quote
+
+from nodeagent import checks
+from nodeagent.cluster import projection
+from nodeagent.cluster.api import ApiError, ApiServer
+from nodeagent.cluster.listwatch import SILENCE, Gone, Listed, ListWatch, Resource, Seen
+from nodeagent.cluster.source import (
+    NamespaceGone,
+    NamespaceSeen,
+    PodEvent,
+    PodGone,
+    PodSeen,
+    Synced,
+)
+from nodeagent.mesh.pod import Namespace, Pod, PodUID
+
+_PODS = "/api/v1/pods"
+_NAMESPACES = "/api/v1/namespaces"
+_METADATA = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
+_METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+_AHEAD = 256
+"""Events that may wait for whoever listens; beyond it, the API server's buffers fill."""
+
+
+class KubernetesPods:
+    """Follows the pods of one node, and every namespace; see `source.PodSource`."""
+
+    def __init__(self, api: ApiServer, node_name: str, *, silence: float = SILENCE) -> None:
+        self._api = api
+        self._node_name = node_name
+        self._silence = silence
+
+    async def events(self) -> AsyncGenerator[PodEvent, None]:
+        """Tell what exists, namespaces first, then ``Synced``, then each change, without end.
+
+        Whoever stops listening closes the generator (``contextlib.aclosing``): it owns
+        connections and tasks.
+        """
+        queue: asyncio.Queue[PodEvent | Exception] = asyncio.Queue(_AHEAD)
+        following = asyncio.create_task(self._follow(queue), name="pods and namespaces")
+        try:
+            while True:
+                event = await queue.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+
+    async def pod(self, namespace: str, name: str) -> Pod | None:
+        """The pod of this name, if it is this node's, as the API has it now.
+
+        Raises ``ApiError``, ``ProjectionError``.
+        """
+        if not (_is_name(namespace, 63) and _is_name(name, 253)):
+            return None
+        path = f"{_NAMESPACES}/{quote(namespace)}/pods/{quote(name)}"
+        raw = await self._asked(path, "application/json")
+        if raw is None or projection.node_of(raw) != self._node_name:
+            return None
+        return projection.pod(raw)
+
+    async def namespace(self, name: str) -> Namespace | None:
+        """The namespace of this name, as the API has it now.
+
+        Raises ``ApiError``, ``ProjectionError``.
+        """
+        if not _is_name(name, 63):
+            return None
+        raw = await self._asked(f"{_NAMESPACES}/{quote(name)}", _METADATA)
+        return None if raw is None else projection.namespace(raw)
+
+    async def _asked(self, path: str, accept: str) -> projection.Raw | None:
+        try:
+            return await self._api.get(path, accept=accept)
+        except ApiError as error:
+            if error.missing:
+                return None
+            raise
+
+    async def _follow(self, queue: asyncio.Queue[PodEvent | Exception]) -> None:
+        listed = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_namespaces(queue, listed), name="namespaces")
+                tasks.create_task(self._follow_pods(queue, listed), name="pods")
+        except Exception as error:  # noqa: BLE001 - whoever listens is the one to fail
+            await queue.put(error)
+
+    async def _follow_namespaces(
+        self, queue: asyncio.Queue[PodEvent | Exception], listed: asyncio.Event
+    ) -> None:
+        # By name: one that was made again is the same to its pods, with other labels.
+        namespaces = Resource(
+            name="namespaces",
+            path=_NAMESPACES,
+            selector={},
+            key=projection.namespace_name,
+            project=projection.namespace,
+            list_accept=_METADATA_LIST,
+            watch_accept=_METADATA,
+        )
+        watch = ListWatch(self._api, namespaces, silence=self._silence)
+        async with contextlib.aclosing(watch.changes()) as changes:
+            async for change in changes:
+                match change:
+                    case Seen(namespace):
+                        await queue.put(NamespaceSeen(namespace))
+                    case Gone(name):
+                        await queue.put(NamespaceGone(name))
+                    case Listed():
+                        listed.set()
+
+    async def _follow_pods(
+        self, queue: asyncio.Queue[PodEvent | Exception], listed: asyncio.Event
+    ) -> None:
+        pods = Resource(
+            name="pods",
+            path=_PODS,
+            selector={"fieldSelector": f"spec.nodeName={self._node_name}"},
+            key=projection.pod_uid,
+            project=projection.pod,
+        )
+        watch = ListWatch(self._api, pods, silence=self._silence)
+        synced = False
+        async with contextlib.aclosing(watch.changes()) as changes:
+            async for change in changes:
+                # A pod whose namespace is not known yet would be decided for twice.
+                await listed.wait()
+                match change:
+                    case Seen(pod):
+                        await queue.put(PodSeen(pod))
+                    case Gone(uid):
+                        await queue.put(PodGone(PodUID(uid)))
+                    case Listed() if not synced:
+                        synced = True
+                        await queue.put(Synced())
+
+
+def _is_name(text: str, limit: int) -> bool:
+    try:
+        checks.name(limit)(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""What is on its way to the API server: the latest value for each key, until it is there."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+import structlog
+
+from nodeagent.cluster.api import ApiError
+
+log = structlog.get_logger()
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
+_LONGEST_WISH = 60.0
+"""Seconds; a Retry-After beyond that is a server's mistake."""
+_PATIENCE = 10.0
+"""Seconds for one request; nobody's silence takes a place for longer."""
+_LAST_ATTEMPT = 1.0
+"""Seconds that a stopping agent gives to what is not delivered yet."""
+
+
+class Outbox(Generic[K, V]):
+    """Delivers in the background, so that one key's failure never delays another's.
+
+    A value that is overtaken before its turn is never sent. Two deliveries for one key
+    never overlap. Memory: one value for each key that is not delivered yet.
+    """
+
+    def __init__(
+        self, deliver: Callable[[V], Awaitable[None]], *, what: str, needs: str, at_once: int
+    ) -> None:
+        """`deliver` raises ``ApiError`` where it has to be tried again.
+
+        `what` and `needs` are for people: what is delivered, and the permission for it.
+        """
+        self._deliver = deliver
+        self._what = what
+        self._needs = needs
+        self._places = asyncio.Semaphore(at_once)
+        self._waiting: dict[K, V] = {}
+        self._running: set[K] = set()
+        self._troubles: dict[K, int | None] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, key: K, value: V) -> None:
+        """Deliver `value`, and nothing that was put under `key` before."""
+        if self._waiting.get(key) != value:
+            self._waiting[key] = value
+            self._start(key)
+
+    def drop(self, key: K) -> None:
+        """Nothing is to be delivered under `key` any more."""
+        self._waiting.pop(key, None)
+
+    async def run(self) -> None:
+        """Deliver until cancelled; then try once more, for a second at the most."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                for key in self._waiting:
+                    self._start(key)
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self._tasks = None  # a group that ends takes no task
+        finally:
+            await self._last_attempt()
+
+    def _start(self, key: K) -> None:
+        if self._tasks is not None and key not in self._running:
+            self._running.add(key)
+            self._tasks.create_task(self._work(key), name=f"{self._what} {key}")
+
+    async def _work(self, key: K) -> None:
+        failures = 0
+        try:
+            while key in self._waiting:
+                try:
+                    await self._attempt(key)
+                except ApiError as error:
+                    self._troubled(key, error)
+                    await asyncio.sleep(_pause(failures, error))
+                    failures += 1
+                except Exception:
+                    # A fault of ours in one delivery must not end the others'.
+                    log.exception("unexpected failure", what=self._what, key=str(key))
+                    await asyncio.sleep(_LONGEST_PAUSE)
+                else:
+                    self._untroubled(key)
+                    failures = 0
+        finally:
+            self._running.discard(key)
+            self._troubles.pop(key, None)
+
+    async def _attempt(self, key: K) -> None:
+        async with self._places:
+            value = self._waiting.get(key)
+            if value is None:
+                return
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await self._deliver(value)
+            except TimeoutError as error:
+                raise ApiError(f"no answer in {_PATIENCE:.0f} s") from error
+            if self._waiting.get(key) is value:
+                del self._waiting[key]
+
+    async def _last_attempt(self) -> None:
+        async def attempt(key: K) -> None:
+            with contextlib.suppress(ApiError):
+                await self._attempt(key)
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ATTEMPT), asyncio.TaskGroup() as tasks:
+                for key in self._waiting:
+                    tasks.create_task(attempt(key), name=f"last {self._what} {key}")
+        if self._waiting:
+            log.warning("given up at the stop", what=self._what, count=len(self._waiting))
+
+    def _troubled(self, key: K, error: ApiError) -> None:
+        # One line for an API server that is away, not one for each pod.
+        if error.status not in self._troubles.values():
+            needs = {"needs": self._needs} if error.denied else {}
+            log.warning("cannot be delivered yet", what=self._what, error=str(error), **needs)
+        self._troubles[key] = error.status
+
+    def _untroubled(self, key: K) -> None:
+        if key in self._troubles:
+            del self._troubles[key]
+            if not self._troubles:
+                log.info("delivered again", what=self._what)
+
+
+def _pause(failures: int, error: ApiError) -> float:
+    # The jitter keeps a cluster's nodes from coming back together.
+    step: float = min(_FIRST_PAUSE * 2 ** min(failures, 16), _LONGEST_PAUSE)
+    wish = min(error.retry_after or 0.0, _LONGEST_WISH)
+    return wish + step * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing

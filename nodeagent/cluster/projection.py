@@ -1,0 +1,94 @@
+"""Objects of the Kubernetes API, made into what the agent keeps of them at once (L25)."""
+
+import sys
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from nodeagent import checks
+from nodeagent.mesh.pod import NETNS_PATH, RELEVANT_ANNOTATIONS, IPAddress, Namespace, Pod, PodUID
+
+# The path of a namespace is what a manifest on the node may name, and a tenant may not.
+_ANNOTATIONS = RELEVANT_ANNOTATIONS - {NETNS_PATH}
+
+Raw = Mapping[str, Any]
+
+
+class ProjectionError(ValueError):
+    """An object does not have the shape that the API gives it; the text names the field."""
+
+
+def pod_uid(raw: Raw) -> PodUID:
+    """What tells a pod from every other. Raises ``ProjectionError``."""
+    return PodUID(_text(_map(raw, "metadata"), "uid"))
+
+
+def namespace_name(raw: Raw) -> str:
+    """A namespace's name. Raises ``ProjectionError``."""
+    return _text(_map(raw, "metadata"), "name")
+
+
+def node_of(raw: Raw) -> str:
+    """The node that a pod is bound to, or nothing. Raises ``ProjectionError``."""
+    return _text(_map(raw, "spec"), "nodeName", "")
+
+
+def pod(raw: Raw) -> Pod:
+    """A pod as the agent knows it. Raises ``ProjectionError``."""
+    metadata, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
+    annotations = _map(metadata, "annotations")
+    return Pod(
+        uid=pod_uid(raw),
+        name=_text(metadata, "name"),
+        namespace=sys.intern(_text(metadata, "namespace")),
+        labels=_texts(metadata, "labels"),
+        annotations={key: _text(annotations, key) for key in _ANNOTATIONS & annotations.keys()},
+        addresses=_addresses(status),
+        service_account=sys.intern(_text(spec, "serviceAccountName", "default")),
+        host_network=spec.get("hostNetwork") is True,
+        phase=sys.intern(_text(status, "phase", "Pending")),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def namespace(raw: Raw) -> Namespace:
+    """A namespace, of which only name and labels count. Raises ``ProjectionError``."""
+    name = sys.intern(namespace_name(raw))
+    return Namespace(name, _texts(_map(raw, "metadata"), "labels"))
+
+
+def _addresses(status: Raw) -> tuple[IPAddress, ...]:
+    several = status.get("podIPs")
+    texts = [_text(one, "ip") for one in several] if several else [_text(status, "podIP", "")]
+    return tuple(map(_address, filter(None, texts)))
+
+
+def _address(text: str) -> IPAddress:
+    try:
+        # Loopback and its like are in every namespace, and prove nothing of this one (L10).
+        if ":" in text:
+            return checks.address(IPv6Address)(text)
+        return checks.address(IPv4Address)(text)
+    except ValueError:
+        raise ProjectionError(f"podIPs: {text[:80]!r} is not an address of a pod") from None
+
+
+def _map(raw: Raw, key: str) -> Raw:
+    value = raw.get(key) if isinstance(raw, dict) else None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ProjectionError(f"{key}: a mapping is expected")
+    return value
+
+
+def _text(raw: Raw, key: str, default: str | None = None) -> str:
+    value = raw.get(key, default) if isinstance(raw, dict) else None
+    if not isinstance(value, str):
+        raise ProjectionError(f"{key}: a string is expected")
+    return value
+
+
+def _texts(raw: Raw, key: str) -> dict[str, str]:
+    # Five thousand namespaces have few different labels: each text is kept once.
+    return {sys.intern(name): sys.intern(_text(_map(raw, key), name)) for name in _map(raw, key)}
