@@ -21,6 +21,8 @@ from nodeagent.mesh.gobool import parse_bool
 from nodeagent.mesh.selector import DEFAULT_ENABLEMENT, EnablementSelectors, parse_enablement
 
 _ADMIN_SOCKET = "admin.sock"
+_PLUGIN_SOCKET = "pluginevent.sock"  # the longest of those in CNI_AGENT_RUN_DIR
+_HOST_PREFIX = "/host"
 _SHOWN = 80
 
 
@@ -67,11 +69,12 @@ def _setting(
     )
 
 
-_PODS, _MESH, _NETWORK, _ZTUNNEL, _AGENT = (
+_PODS, _MESH, _NETWORK, _ZTUNNEL, _CNI, _AGENT = (
     "where pods come from",
     "which pods are in the mesh",
     "redirection",
     "ztunnel",
+    "the CNI chain",
     "the agent itself",
 )
 
@@ -86,7 +89,16 @@ class Settings:
         checks.path,
         default=None,
         shown="none",
-        help="folder of Kubernetes manifests (Pod, Namespace) that is watched",
+        help="folder of Kubernetes manifests (Pod, Namespace) that is watched;\n"
+        "without it, pods come from the Kubernetes API",
+    )
+    kubeconfig: str | None = _setting(
+        _PODS,
+        "PATH",
+        checks.path,
+        default=None,
+        shown="the pod's own ServiceAccount",
+        help="how to reach the Kubernetes API",
     )
     node_name: str = _setting(
         _PODS,
@@ -95,6 +107,22 @@ class Settings:
         default="",  # `load` asks the host
         shown="the host's name",
         help="the Kubernetes node that the agent is on",
+    )
+    container_runtime_endpoint: str = _setting(
+        _PODS,
+        "PATH",
+        checks.endpoint,
+        default="",
+        shown="containerd's or CRI-O's, whichever is there",
+        help="socket of the container runtime (CRI), which knows pods' network namespaces",
+    )
+    host_prefix: str = _setting(
+        _PODS,
+        "DIR",
+        checks.prefix,
+        default="",  # `load` looks
+        shown="/host where /host/proc is, else none",
+        help="where a container has the host's /proc, /run, /etc/cni/net.d and /opt/cni/bin",
     )
 
     exclude_namespaces: frozenset[str] = _setting(
@@ -172,7 +200,7 @@ class Settings:
         "PATH",
         checks.path,
         default=None,
-        shown="the agent's own",
+        shown="that of PID 1 under HOST_PREFIX, else the agent's own",
         help="the host's network namespace: where health probes come from, and never a pod's",
     )
     keep_open_connections: bool = _setting(
@@ -218,12 +246,97 @@ class Settings:
         help="user ids that may connect there: they are given pods' namespaces",
     )
 
+    cni_net_dir: str | None = _setting(
+        _CNI,
+        "DIR",
+        checks.path,
+        default=None,
+        shown="none: the plugin is not installed",
+        help="the host's CNI configuration directory, usually /etc/cni/net.d",
+    )
+    cni_bin_dir: str = _setting(
+        _CNI,
+        "DIR",
+        checks.path,
+        default="/opt/cni/bin",
+        help="the host's directory of CNI plugins",
+    )
+    cni_conf_name: str = _setting(
+        _CNI,
+        "FILE",
+        checks.file_name,
+        default="",
+        shown="the first valid one",
+        help="the primary CNI configuration in CNI_NET_DIR",
+    )
+    chained_cni_plugin: bool = _setting(
+        _CNI,
+        "BOOL",
+        parse_bool,
+        default=True,
+        shown="true",
+        help="join the primary's chain; otherwise write a configuration of its own, for Multus",
+    )
+    istio_owned_cni_config: bool = _setting(
+        _CNI,
+        "BOOL",
+        parse_bool,
+        default=True,
+        shown="true",
+        help="join in a copy of the primary that sorts before it; otherwise in its own file",
+    )
+    istio_owned_cni_config_filename: str = _setting(
+        _CNI,
+        "FILE",
+        checks.file_name,
+        default="02-istio-cni.conflist",
+        help="the name of that copy",
+    )
+    remove_startup_taint: bool = _setting(
+        _CNI,
+        "BOOL",
+        parse_bool,
+        default=False,
+        shown="false",
+        help="take STARTUP_TAINT off the agent's own node once it is ready",
+    )
+    startup_taint: str = _setting(
+        _CNI,
+        "KEY",
+        checks.taint_key,
+        default="cni.istio.io/not-ready",
+        help="key of the taint that keeps pods off a new node until then",
+    )
+
     cni_agent_run_dir: str = _setting(
         _AGENT,
         "DIR",
-        checks.directory_of(_ADMIN_SOCKET),
+        checks.directory_of(_PLUGIN_SOCKET),
         default="/var/run/istio-cni",
         help="where the agent makes its own sockets",
+    )
+    readiness_address: str | None = _setting(
+        _AGENT,
+        "ADDRESS",
+        checks.listen_address,
+        default=None,
+        shown=":8000 with the Kubernetes API, else none",
+        help="[HOST]:PORT for /readyz and /healthz; empty for none",
+    )
+    pod_name: str = _setting(
+        _AGENT,
+        "NAME",
+        checks.name(253),
+        default="",
+        shown="none",
+        help="the agent's own pod: its DaemonSet tells an upgrade from an uninstall",
+    )
+    pod_namespace: str = _setting(
+        _AGENT,
+        "NAME",
+        checks.name(63),
+        default="istio-system",
+        help="the namespace of that pod",
     )
     log_level: str = _setting(
         _AGENT,
@@ -245,6 +358,15 @@ class Settings:
         """Path of the socket that ``nodeagent status`` asks."""
         return os.path.join(self.cni_agent_run_dir, _ADMIN_SOCKET)
 
+    @property
+    def plugin_socket(self) -> str:
+        """Path of the socket that CNI plugins ask, ours and Istio's own."""
+        return os.path.join(self.cni_agent_run_dir, _PLUGIN_SOCKET)
+
+    def on_host(self, path: str) -> str:
+        """The host's `path` as the agent sees it."""
+        return self.host_prefix + path
+
 
 SETTINGS = tuple(
     Setting(
@@ -265,7 +387,10 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
 
     Raises ``SettingError`` for the first one that is wrong.
     """
-    values: dict[str, Any] = {"node_name": socket.gethostname().lower()}
+    values: dict[str, Any] = {
+        "node_name": socket.gethostname().lower(),
+        "host_prefix": _HOST_PREFIX if os.path.isdir(_HOST_PREFIX + "/proc") else "",
+    }
     for setting in SETTINGS:
         text = flags.get(setting.attribute, environ.get(setting.variable))
         if text is not None:
@@ -273,11 +398,11 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def require_pod_source(settings: Settings) -> str:
-    """Return the folder that tells the agent about pods; ``SettingError`` if none does."""
+def require_manifests(settings: Settings) -> str:
+    """Return the folder that tells about pods; ``SettingError`` if none does."""
     if settings.pod_manifests is None:
         raise SettingError(
-            "POD_MANIFESTS (--pod-manifests) is not set, and there is no other source of pods: "
+            "POD_MANIFESTS (--pod-manifests) is not set: "
             "the path of a folder with Kubernetes manifests is expected"
         )
     return settings.pod_manifests

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from nodeagent.cluster.manifests import ManifestFolder
-from nodeagent.config import Settings, require_pod_source
+from nodeagent.config import Settings, require_manifests
 from nodeagent.log import printable
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.redirect.intent import Intent
@@ -22,7 +22,7 @@ def rules(settings: Settings, pods: Sequence[str]) -> Iterator[str]:
     if not pods:
         yield _text(settings, _NO_POD)
         return
-    folder = require_pod_source(settings)
+    folder = require_manifests(settings)
     known = {str(pod): pod for pod in ManifestFolder(folder).pods()}
     for name in pods:
         if name not in known:

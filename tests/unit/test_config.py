@@ -37,7 +37,8 @@ def test_defaults_are_those_that_istios_users_know() -> None:
 def test_every_default_that_has_a_text_is_what_the_text_means() -> None:
     """The help's defaults are true: given as a value, each leads to the same settings."""
     words = {"node_name", "pod_manifests", "ambient_enablement_selector", "host_netns"}
-    words |= {"force_iptables_binary"}
+    words |= {"force_iptables_binary", "kubeconfig", "container_runtime_endpoint", "host_prefix"}
+    words |= {"cni_net_dir", "cni_conf_name", "readiness_address", "pod_name"}
     texts = {s.attribute: s.default for s in SETTINGS if s.attribute not in words}
     assert load(texts, {}) == load({}, {})
 
@@ -55,7 +56,7 @@ def test_names_are_derived_from_one() -> None:
         ("ZTUNNEL_UDS_ADDRESS", "ztunnel.sock", "at most 107 bytes"),
         ("ZTUNNEL_UDS_ADDRESS", "/" + "x" * 107, "at most 107 bytes"),
         ("ZTUNNEL_UDS_ADDRESS", "/" + "é" * 60, "at most 107 bytes"),
-        ("CNI_AGENT_RUN_DIR", "/" + "x" * 96, "at most 96 bytes"),
+        ("CNI_AGENT_RUN_DIR", "/" + "x" * 90, "at most 90 bytes"),
         ("CNI_AGENT_RUN_DIR", "", "absolute path"),
         ("POD_MANIFESTS", "", "a path is expected"),
         ("NODE_NAME", "", "at most 253 characters"),
@@ -101,10 +102,10 @@ def test_a_wrong_value_cannot_write_on_the_terminal() -> None:
 
 
 def test_the_longest_paths_that_fit_are_taken() -> None:
-    """A Unix socket's path may have 107 bytes, the admin socket's too."""
-    settings = load({"ztunnel_uds_address": "/" + "x" * 106, "cni_agent_run_dir": "/" * 96}, {})
+    """A Unix socket's path may have 107 bytes, those of the agent's sockets too."""
+    settings = load({"ztunnel_uds_address": "/" + "x" * 106, "cni_agent_run_dir": "/" * 90}, {})
     assert len(settings.ztunnel_uds_address) == 107
-    assert len(settings.admin_socket) <= 107
+    assert max(len(settings.admin_socket), len(settings.plugin_socket)) <= 107
 
 
 def test_lists_are_read_leniently() -> None:
@@ -132,11 +133,47 @@ def test_values_have_the_types_that_the_rules_need() -> None:
     assert [str(pair.pods) for pair in settings.ambient_enablement_selector] == ["mesh=on"]
 
 
-def test_an_agent_without_a_source_of_pods_does_not_start() -> None:
-    """L4: nothing to learn about pods from is a mistake, and never "there are no pods"."""
+def test_manifests_that_are_not_named_are_asked_for() -> None:
+    """Whoever wants to see a pod's rules is told where the pod should come from."""
     with pytest.raises(SettingError, match=r"POD_MANIFESTS \(--pod-manifests\) is not set"):
-        config.require_pod_source(load({}, {}))
-    assert config.require_pod_source(load({"pod_manifests": "pods"}, {})) == "pods"
+        config.require_manifests(load({}, {}))
+    assert config.require_manifests(load({"pod_manifests": "pods"}, {})) == "pods"
+
+
+def test_the_hosts_paths_are_under_the_prefix() -> None:
+    """A containerised agent has the host's files in another place; a bare host's are plain."""
+    assert load({"host_prefix": "/host/"}, {}).on_host("/proc") == "/host/proc"
+    assert load({"host_prefix": "/"}, {}).on_host("/proc") == "/proc"
+    assert load({"host_prefix": ""}, {}).on_host("/proc") == "/proc"
+
+
+def test_what_kubelet_calls_an_endpoint_is_taken() -> None:
+    """CONTAINER_RUNTIME_ENDPOINT is a path or a unix:// URL, as in kubelet's own settings."""
+    for text in ("/run/crio/crio.sock", "unix:///run/crio/crio.sock"):
+        assert load({"container_runtime_endpoint": text}, {}).container_runtime_endpoint == (
+            "/run/crio/crio.sock"
+        )
+    assert load({"container_runtime_endpoint": ""}, {}).container_runtime_endpoint == ""
+
+
+@pytest.mark.parametrize(
+    ("attribute", "text"),
+    [
+        ("host_prefix", "host"),
+        ("container_runtime_endpoint", "tcp://10.0.0.1:1234"),
+        ("readiness_address", "8000"),
+        ("readiness_address", ":0"),
+        ("readiness_address", ":65536"),
+        ("cni_conf_name", "net.d/10-a.conflist"),
+        ("istio_owned_cni_config_filename", ".."),
+        ("startup_taint", "not a key"),
+        ("pod_namespace", "Upper"),
+    ],
+)
+def test_settings_of_the_cluster_are_checked(attribute: str, text: str) -> None:
+    """A slip in a manifest is named with its variable when the agent starts."""
+    with pytest.raises(SettingError, match=attribute.upper()):
+        load({attribute: text}, {})
 
 
 def test_booleans_are_gos() -> None:

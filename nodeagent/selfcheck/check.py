@@ -1,0 +1,45 @@
+"""What a check finds, and how it is shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nodeagent.log import printable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the answer; `remedy` says what to do where it is not `ok`."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def good(name: str, detail: str) -> Check:
+    """Nothing has to be done."""
+    return Check(name=name, ok=True, detail=detail)
+
+
+def bad(name: str, detail: str, remedy: str) -> Check:
+    """The agent cannot do its work, or not all of it, before somebody does `remedy`."""
+    return Check(name=name, ok=False, detail=detail, remedy=remedy)
+
+
+def lines(checks: Sequence[Check]) -> list[str]:
+    """One for each check, with what went wrong and the remedy on the same line."""
+    width = max((len(check.name) for check in checks), default=0)
+    return [_line(check, width) for check in checks]
+
+
+def show(checks: Sequence[Check]) -> int:
+    """Print them; the exit status: 1 where something has to be done."""
+    for line in lines(checks):
+        print(line)  # noqa: T201 - a command's answer is what it prints
+    return int(not all(check.ok for check in checks))
+
+
+def _line(check: Check, width: int) -> str:
+    mark = "ok  " if check.ok else "FAIL"
+    remedy = "" if check.ok else f"; remedy: {check.remedy}"
+    return printable(f"{mark}  {check.name:{width}}  {check.detail}{remedy}")

@@ -1,0 +1,119 @@
+"""What the kernel lets this process do."""
+
+import contextlib
+import os
+
+from nodeagent.config import Settings
+from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.redirect.backend import Backends
+from nodeagent.redirect.errors import RedirectError
+from nodeagent.redirect.intent import Intent
+from nodeagent.redirect.iptables_choice import host_uses_legacy
+from nodeagent.redirect.iptables_programs import Variant
+from nodeagent.redirect.scratch import in_scratch_namespace
+from nodeagent.selfcheck.check import Check, bad, good
+
+_NO_POD = Pod(uid=PodUID(""), name="", namespace="")
+# linux/capability.h
+_NET_ADMIN = {"NET_ADMIN": 12}
+_NET_RAW = {"NET_RAW": 13}
+_SYS_ADMIN = {"SYS_ADMIN": 21}
+_SYS_PTRACE = {"SYS_PTRACE": 19}
+_CONFINED_TYPES = ("container_t", "container_init_t", "svirt_lxc_net_t")
+"""SELinux gives them to containers, and the host's sockets to none of them."""
+
+
+def check_capabilities(settings: Settings, status: str = "/proc/self/status") -> Check:
+    """Those that the settings need are effective."""
+    needed = _NET_ADMIN | _SYS_ADMIN
+    if settings.pod_manifests is None:
+        needed |= _SYS_PTRACE  # to open /proc/PID/ns/net of other users' processes
+    if not settings.native_nftables:
+        needed |= _NET_RAW  # iptables-legacy talks through a raw socket
+    effective = _effective(status)
+    lacking = [name for name, bit in needed.items() if not effective >> bit & 1]
+    if not lacking:
+        return good("capabilities", ", ".join(needed))
+    return bad(
+        "capabilities",
+        f"{', '.join(lacking)} missing",
+        "run the agent as root; in a container, runAsUser: 0 and "
+        f"securityContext.capabilities.add: [{', '.join(needed)}]",
+    )
+
+
+def check_rules(settings: Settings) -> Check:
+    """A pod's rules can be written, and stand, in a namespace made for that."""
+    spec, _ = Intent.from_settings(settings).of(_NO_POD)
+
+    def attempt() -> str:
+        try:
+            backend = Backends.choose(_variant(settings)).chosen
+            backend.ensure(spec)
+            return "; ".join(backend.inspect(spec))
+        except RedirectError as error:
+            return str(error)
+
+    name = "nftables" if settings.native_nftables else "iptables"
+    try:
+        fault = in_scratch_namespace(attempt)
+    except RedirectError as error:
+        remedy = "the capability SYS_ADMIN; on the host: sysctl user.max_net_namespaces"
+        return bad(name, str(error), remedy)
+    if fault:
+        return bad(name, fault, _rules_remedy(settings))
+    return good(name, "a pod's rules were written and read back")
+
+
+def check_selinux(
+    attributes: str = "/proc/self/attr/current", policy: str = "/sys/fs/selinux"
+) -> Check:
+    """L22: a confined type is what "permission denied" on a socket of the host's means."""
+    context = _read(attributes).rstrip("\0\n").split(":")
+    # Only SELinux's own labels have user, role, type and level.
+    if len(context) < 4:
+        return good("SELinux", "not in use")
+    kind = context[2]
+    if _read(os.path.join(policy, "enforce")).strip() == "0":
+        return good("SELinux", f"permissive, as {kind}")
+    if kind in _CONFINED_TYPES:
+        return bad(
+            "SELinux",
+            f"enforcing, and {kind} may not use the host's sockets and directories",
+            "securityContext.seLinuxOptions: {type: spc_t} for the agent's container",
+        )
+    return good("SELinux", f"enforcing, as {kind}")
+
+
+def _effective(status: str) -> int:
+    for line in _read(status).splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _variant(settings: Settings) -> Variant | None:
+    if settings.native_nftables:
+        return None
+    if settings.force_iptables_binary:
+        return Variant(settings.force_iptables_binary)
+    # A check remembers nothing: the agent itself finds out in the host's namespace.
+    return Variant.LEGACY if host_uses_legacy() else Variant.NFT
+
+
+def _rules_remedy(settings: Settings) -> str:
+    if settings.native_nftables:
+        return (
+            "on the host: modprobe -a nf_tables nft_chain_nat nft_redir nft_ct; for a kernel "
+            "without them, NATIVE_NFTABLES=false"
+        )
+    return (
+        "on the host: modprobe -a iptable_nat iptable_mangle iptable_raw ip6table_nat "
+        "ip6table_mangle ip6table_raw; or NATIVE_NFTABLES=true"
+    )
+
+
+def _read(path: str) -> str:
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(65536)
+    return ""

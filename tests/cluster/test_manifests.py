@@ -1,0 +1,191 @@
+"""The manifests of `deploy/`, given to a real API server."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.config import SETTINGS
+from tests.cluster.client import AnswerError, Client, Object
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.manifests import ACCOUNT, DEPLOY, NAMESPACE, apply, build
+from tests.eventually import eventually
+
+_PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+_COMPONENTS = sorted((DEPLOY / "components").iterdir())
+
+EVERYWHERE = {
+    ("get", "", "pods", ""),
+    ("list", "", "pods", ""),
+    ("watch", "", "pods", ""),
+    ("patch", "", "pods/status", ""),
+    ("get", "", "namespaces", ""),
+    ("list", "", "namespaces", ""),
+    ("watch", "", "namespaces", ""),
+    ("create", "", "events", ""),
+    ("get", "", "nodes", ""),
+}
+"""Verb, group, resource, name: what the agent's requests are, and no others."""
+AT_HOME = EVERYWHERE | {("get", "apps", "daemonsets", "nodeagent")}
+
+
+def _kustomized(tmp_path: Path, *components: str) -> list[Object]:
+    """The base with components, as a user's own kustomization has it."""
+    # A kustomization names others by relative paths only.
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    lines = ["resources: [deploy/base]", "components:"]
+    lines += [f"  - deploy/components/{name}" for name in components]
+    (tmp_path / "kustomization.yaml").write_text("\n".join(lines))
+    return build(tmp_path)
+
+
+def _daemonset(documents: list[Object]) -> Object:
+    return next(each for each in documents if each["kind"] == "DaemonSet")
+
+
+def _container(documents: list[Object]) -> dict[str, Any]:
+    [container] = _daemonset(documents)["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def _rights(client: Client, namespace: str) -> set[tuple[str, str, str, str]]:
+    """What the client may do in `namespace`, as the server's own authorizer says."""
+    review = client.post(
+        "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", {"spec": {"namespace": namespace}}
+    )
+    assert not review["status"]["incomplete"]
+    return {
+        (verb, group, resource, name)
+        for rule in review["status"]["resourceRules"]
+        for verb in rule["verbs"]
+        for group in rule.get("apiGroups", [""])
+        for resource in rule.get("resources", [])
+        for name in rule.get("resourceNames", [""])
+    }
+
+
+async def _settled_rights(
+    plane: ControlPlane, namespace: str, expected: set[tuple[str, str, str, str]]
+) -> set[tuple[str, str, str, str]]:
+    """The agent's rights beyond everybody's; the authorizer hears of a role a moment late."""
+    plane.admin.apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nobody"}},
+        namespace=namespace,
+    )
+    agent, nobody = plane.client_for(NAMESPACE, ACCOUNT), plane.client_for(namespace, "nobody")
+    seen: set[tuple[str, str, str, str]] = set()
+
+    def settled() -> bool:
+        seen.clear()
+        seen.update(_rights(agent, namespace) - _rights(nobody, namespace))
+        return seen == expected
+
+    try:
+        await eventually(settled)
+    except TimeoutError:
+        pass  # The assertion shows what differs.
+    finally:
+        agent.close()
+        nobody.close()
+    return seen
+
+
+async def test_agent_may_do_what_it_does_and_no_more(
+    deployed: ControlPlane, namespace: str
+) -> None:
+    """The role grants exactly the verbs in use, and the own DaemonSet only at home."""
+    assert await _settled_rights(deployed, namespace, EVERYWHERE) == EVERYWHERE
+    assert await _settled_rights(deployed, NAMESPACE, AT_HOME) == AT_HOME
+
+
+def test_agent_may_not_change_a_pod(deployed: ControlPlane, namespace: str, node_name: str) -> None:
+    """With the right to report on pods goes none to change or delete them, or to read secrets."""
+    deployed.admin.make_pod(namespace, "web", node=node_name, addresses=["10.9.0.2"])
+    agent = deployed.client_for(NAMESPACE, ACCOUNT)
+    path = f"/api/v1/namespaces/{namespace}/pods/web"
+    for method, target in (("PATCH", path), ("DELETE", path), ("GET", "/api/v1/secrets")):
+        body = {"metadata": {"labels": {"a": "b"}}} if method == "PATCH" else None
+        with pytest.raises(AnswerError) as refused:
+            agent.request(method, target, body, kind="application/merge-patch+json")
+        assert refused.value.status == 403
+    agent.close()
+
+
+async def test_startup_taint_takes_one_more_right(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    """L19: to take the taint off its node the agent may patch nodes, where that is asked for."""
+    documents = _kustomized(tmp_path, "startup-taint")
+    apply(control_plane.admin, documents)
+    wanted = EVERYWHERE | {("patch", "", "nodes", "")}
+    try:
+        assert await _settled_rights(control_plane, namespace, wanted) == wanted
+    finally:
+        binding = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/nodeagent-startup-taint"
+        control_plane.admin.delete(binding)
+    assert {"name": "REMOVE_STARTUP_TAINT", "value": "true"} in _container(documents)["env"]
+
+
+def test_kind_cluster_has_agent_and_stub(control_plane: ControlPlane) -> None:
+    """All of the cluster to try things in is taken by the server, to the last field."""
+    documents = build(DEPLOY / "kind")
+    apply(control_plane.admin, documents)
+    daemonsets = {each["metadata"]["name"] for each in documents if each["kind"] == "DaemonSet"}
+    assert daemonsets == {"nodeagent", "ztunnel-stub"}
+
+
+@pytest.mark.parametrize("folder", ["base", "stub"])
+def test_pods_of_the_daemonset_are_admitted(
+    deployed: ControlPlane, node_name: str, folder: str
+) -> None:
+    """The pod that the DaemonSet's controller would make passes admission and validation."""
+    documents = build(DEPLOY / folder)
+    apply(deployed.admin, documents)
+    template = _daemonset(documents)["spec"]["template"]
+    name = f"{_daemonset(documents)['metadata']['name']}-abcde"
+    template["spec"]["nodeName"] = node_name
+    pod = {"apiVersion": "v1", "kind": "Pod", "spec": template["spec"]}
+    pod["metadata"] = {"name": name, "namespace": NAMESPACE, **template["metadata"]}
+    try:
+        made = deployed.admin.apply(pod)
+    finally:
+        deployed.admin.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{name}", grace=0)
+    assert made["spec"]["priority"] == 2_000_001_000
+
+
+@pytest.mark.parametrize("folder", ["base", "stub"])
+def test_container_is_confined(folder: str) -> None:
+    """No privileged container, nothing of the host's but what is named, and a pinned image."""
+    documents = build(DEPLOY / folder)
+    spec = _daemonset(documents)["spec"]["template"]["spec"]
+    container = _container(documents)
+    security = container["securityContext"]
+    version = tomllib.loads(_PROJECT.read_text())["project"]["version"]
+    assert not any(spec.get(each) for each in ("hostNetwork", "hostPID", "hostIPC"))
+    assert (security["privileged"], security["readOnlyRootFilesystem"]) == (False, True)
+    assert security["capabilities"]["drop"] == ["ALL"]
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["image"] == f"nodeagent:{version}"
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    sockets = {"/var/run/ztunnel"}
+    if folder == "base":
+        sockets |= {"/var/run/istio-cni", "/host/etc/cni/net.d", "/host/opt/cni/bin"}
+    assert writable == sockets
+
+
+def test_every_setting_in_the_manifests_exists(tmp_path: Path) -> None:
+    """A variable that the agent does not know would be ignored without a word."""
+    known = {setting.variable for setting in SETTINGS}
+    documents = _kustomized(tmp_path, *(path.name for path in _COMPONENTS))
+    assert {each["name"] for each in _container(documents)["env"]} <= known
+
+
+def test_both_components_go_together(control_plane: ControlPlane, tmp_path: Path) -> None:
+    """The options can be combined, and the server takes what they make of the DaemonSet."""
+    documents = _kustomized(tmp_path, *(path.name for path in _COMPONENTS))
+    apply(control_plane.admin, [each for each in documents if each["kind"] == "DaemonSet"])
+    container = _container(documents)
+    assert "NET_RAW" in container["securityContext"]["capabilities"]["add"]
+    assert {"name": "xtables-lock", "mountPath": "/run/xtables.lock"} in container["volumeMounts"]

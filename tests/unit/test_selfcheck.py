@@ -1,0 +1,253 @@
+"""`nodeagent check`: each check where it holds and where it does not, on the real kernel."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nodeagent import config
+from nodeagent.config import Settings
+from nodeagent.selfcheck.check import bad, good, lines, show
+from nodeagent.selfcheck.node import check_capabilities, check_rules, check_selinux
+from nodeagent.selfcheck.places import (
+    check_directories,
+    check_host_namespace,
+    check_namespace_mounts,
+    check_procfs,
+    check_zds_socket,
+)
+from nodeagent.selfcheck.run import run_checks
+from nodeagent.selfcheck.runtime import check_runtime
+
+_ALL = 0x1FF_FFFF_FFFF
+_WITHOUT_PTRACE = _ALL & ~(1 << 19)
+_WITHOUT_RAW = _ALL & ~(1 << 13)
+
+_CHECK = """
+import asyncio
+from nodeagent import config
+from nodeagent.selfcheck.check import show
+from nodeagent.selfcheck.run import run_checks
+settings = config.load({"pod_manifests": "."}, {})
+raise SystemExit(show(asyncio.run(run_checks(settings))))
+"""
+
+
+def settings(**flags: str) -> Settings:
+    return config.load({"host_prefix": "", **flags}, {})
+
+
+@contextlib.contextmanager
+def tmpfs(path: Path, *options: str) -> Iterator[None]:
+    path.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", *options, "tests", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_every_check_is_one_line_with_its_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    """What failed says what to do, on one line whatever a server answered; the status says so."""
+    checks = [good("a", "fine"), bad("bcd", "two\nlines \x1b[2J", "do this")]
+    assert show(checks) == 1
+    assert capsys.readouterr().out.splitlines() == lines(checks)
+    assert lines(checks)[0] == "ok    a    fine"
+    assert lines(checks)[1] == r"FAIL  bcd  two\nlines \x1b[2J; remedy: do this"
+    assert show(checks[:1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "effective", "lacking"),
+    [
+        ({}, _ALL, ""),
+        ({}, _WITHOUT_PTRACE, "SYS_PTRACE"),
+        ({"pod_manifests": "."}, _WITHOUT_PTRACE, ""),
+        ({}, _WITHOUT_RAW, ""),
+        ({"native_nftables": "false"}, _WITHOUT_RAW, "NET_RAW"),
+        ({}, 0, "NET_ADMIN, SYS_ADMIN, SYS_PTRACE"),
+    ],
+)
+def test_capabilities_are_those_that_the_settings_need(
+    tmp_path: Path, flags: dict[str, str], effective: int, lacking: str
+) -> None:
+    """Each capability is asked for where it is used, and named where it is missing."""
+    (tmp_path / "status").write_text(f"Name:\tx\nCapPrm:\t0\nCapEff:\t{effective:016x}\n")
+    check = check_capabilities(settings(**flags), str(tmp_path / "status"))
+    assert check.ok is (lacking == "")
+    assert not lacking or check.detail == f"{lacking} missing"
+    assert all(name in check.remedy for name in lacking.split(", ") if name)
+
+
+@pytest.mark.parametrize(
+    ("granted", "failed", "remedy"),
+    [
+        ("net_admin", ["capabilities", "nftables", "host"], "the capability SYS_ADMIN"),
+        ("sys_admin", ["capabilities", "nftables"], "CAP_NET_ADMIN is missing"),
+    ],
+)
+def test_agent_without_rights_is_told_what_is_missing(
+    tmp_path: Path, granted: str, failed: list[str], remedy: str
+) -> None:
+    """A process that may not enter namespaces, or write rules, is told so by what it tried."""
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set=-all,+{granted}", "--", sys.executable, "-c", _CHECK],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    shown = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert done.returncode == 1, done.stderr
+    assert [line.split()[1] for line in shown] == failed
+    assert remedy in shown[1]
+
+
+@pytest.mark.parametrize("native", ["true", "false"])
+def test_rules_are_really_made(native: str) -> None:
+    """This kernel takes a pod's rules, in either language, and nothing of it stays here."""
+    before = subprocess.check_output(["nft", "list", "ruleset"])
+    check = check_rules(settings(native_nftables=native, force_iptables_binary="nft"))
+    assert check.ok, check.detail
+    assert check.name == ("nftables" if native == "true" else "iptables")
+    assert subprocess.check_output(["nft", "list", "ruleset"]) == before
+
+
+@pytest.mark.parametrize(
+    ("context", "enforcing", "ok", "words"),
+    [
+        ("system_u:system_r:container_t:s0:c1,c2", "1", False, "container_t"),
+        ("system_u:system_r:container_t:s0:c1,c2", "", False, "container_t"),
+        ("system_u:system_r:container_t:s0:c1,c2", "0", True, "permissive"),
+        ("system_u:system_r:spc_t:s0", "1", True, "enforcing, as spc_t"),
+        ("unconfined", "", True, "not in use"),
+        ("cri-containerd.apparmor.d (enforce)", "", True, "not in use"),
+    ],
+)
+def test_selinux_is_named_with_the_setting(
+    tmp_path: Path, context: str, enforcing: str, ok: bool, words: str
+) -> None:
+    """L22: a confined type in an enforcing kernel is told, with the setting that helps."""
+    (tmp_path / "current").write_text(f"{context}\n\0")
+    if enforcing:
+        (tmp_path / "enforce").write_text(enforcing)
+    check = check_selinux(str(tmp_path / "current"), str(tmp_path))
+    assert (check.ok, words in check.detail) == (ok, True)
+    assert ("{type: spc_t}" in check.remedy) is not ok
+
+
+async def test_namespace_of_the_host_is_entered(tmp_path: Path) -> None:
+    """The host's namespace is tried, not only looked for; without procfs the mount is named."""
+    assert (await check_host_namespace(settings())).ok
+    check = await check_host_namespace(settings(host_prefix=str(tmp_path)))
+    assert not check.ok
+    assert f"the host's /proc at {tmp_path}/proc" in check.remedy
+
+
+def test_processes_are_seen_through_the_prefix(tmp_path: Path) -> None:
+    """The host's procfs is where the prefix says, or its mount is named."""
+    assert check_procfs(settings()).ok
+    (tmp_path / "proc").symlink_to("/proc")
+    assert check_procfs(settings(host_prefix=str(tmp_path))).ok
+    check = check_procfs(settings(host_prefix=str(tmp_path / "nowhere")))
+    assert not check.ok
+    assert f"mount the host's /proc at {tmp_path}/nowhere/proc" in check.remedy
+
+
+def test_mounts_of_the_host_have_to_follow(tmp_path: Path) -> None:
+    """L4: a private mount of /run never shows the namespaces of pods that start later."""
+    inside = settings(host_prefix=str(tmp_path))
+    assert check_namespace_mounts(settings()) is None
+    nothing = check_namespace_mounts(inside)
+    with tmpfs(tmp_path / "var/run"):
+        private = check_namespace_mounts(inside)
+        subprocess.run(["mount", "--make-shared", tmp_path / "var/run"], check=True)
+        shared = check_namespace_mounts(inside)
+        subprocess.run(["mount", "--make-private", tmp_path / "var/run"], check=True)
+    assert nothing
+    assert private
+    assert shared
+    assert not nothing.ok
+    assert not private.ok
+    assert "HostToContainer" in private.remedy
+    assert shared.ok, shared.detail
+
+
+def test_directories_are_written_to(tmp_path: Path) -> None:
+    """Read-only, missing and impossible directories are told apart by writing."""
+    (tmp_path / "file").touch()
+    with tmpfs(tmp_path / "fixed", "-o", "ro"):
+        zds, agent, net, programs = check_directories(
+            settings(
+                ztunnel_uds_address=f"{tmp_path}/fixed/z.sock",
+                cni_agent_run_dir=f"{tmp_path}/new/run",
+                cni_net_dir=f"{tmp_path}/file/net.d",
+                cni_bin_dir=str(tmp_path),
+            )
+        )
+    assert (zds.ok, zds.detail) == (False, f"{tmp_path}/fixed: Read-only file system")
+    assert (agent.ok, agent.detail) == (True, f"{tmp_path}/new/run: not there yet, and can be made")
+    assert (net.ok, net.detail) == (False, f"{tmp_path}/file: Not a directory")
+    assert (programs.ok, programs.detail) == (True, str(tmp_path))
+    assert f"may use {tmp_path}/file/net.d" in net.remedy
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fixed"]
+
+
+def test_socket_of_ztunnel_has_an_owner_or_none(tmp_path: Path) -> None:
+    """Who listens already is named; a file in the socket's place is a fault."""
+    path = tmp_path / "z.sock"
+    where = settings(ztunnel_uds_address=str(path))
+    assert "nobody listens" in check_zds_socket(where).detail
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        assert f"process {os.getpid()} of user 0 listens" in check_zds_socket(where).detail
+    assert "left by an agent" in check_zds_socket(where).detail
+    path.unlink()
+    path.touch()
+    assert check_zds_socket(where).remedy == f"remove {path}"
+
+
+async def test_agent_on_a_folder_needs_no_cluster(tmp_path: Path) -> None:
+    """With manifests in a folder nothing is asked of a runtime or an API server."""
+    checks = await run_checks(
+        settings(
+            pod_manifests=str(tmp_path),
+            cni_agent_run_dir=str(tmp_path / "run"),
+            ztunnel_uds_address=str(tmp_path / "z.sock"),
+        )
+    )
+    assert [check for check in checks if not check.ok] == []
+    assert not {"container runtime", "Kubernetes API"} & {check.name for check in checks}
+
+
+async def test_without_a_cluster_the_setting_is_named(tmp_path: Path) -> None:
+    """Neither a pod's credential nor a kubeconfig: one line that says how to give one."""
+    checks = await run_checks(
+        settings(
+            kubeconfig=str(tmp_path / "none"),
+            cni_agent_run_dir=str(tmp_path / "run"),
+            ztunnel_uds_address=str(tmp_path / "z.sock"),
+        )
+    )
+    failed = {check.name: check for check in checks if not check.ok}
+    assert "KUBECONFIG" in failed["Kubernetes API"].remedy
+
+
+async def test_runtime_without_a_socket_is_told(tmp_path: Path) -> None:
+    """A socket that is not there, or at which nobody answers, is named with its setting."""
+    path = tmp_path / "cri.sock"
+    absent = await check_runtime(settings(container_runtime_endpoint=f"unix://{path}"))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    refused = await check_runtime(settings(container_runtime_endpoint=str(path)))
+    assert not absent.ok
+    assert "CONTAINER_RUNTIME_ENDPOINT" in absent.remedy
+    assert not refused.ok
+    assert str(path) in refused.detail
