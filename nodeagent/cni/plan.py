@@ -1,0 +1,339 @@
+"""What the files of the CNI configuration directory should be, given what they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nodeagent.cni.configuration import VERSIONS
+from nodeagent.cni.conflist import (
+    CONVERTED_NAME,
+    INSTALLED,
+    ISTIO,
+    OURS,
+    ConfError,
+    ConfList,
+    Entry,
+    entry_of,
+    same,
+    standing_alone,
+)
+
+STAND_ALONE_NAME = "YYY-istio-cni.conf"
+"""Sorts behind every primary configuration: no runtime takes it for one."""
+_AT, _COPY_OF, _CONVERTED_FROM = "at", "copyOf", "convertedFrom"
+
+Files = Mapping[str, bytes]
+"""Content by name: what there is, as runtimes see it."""
+Changes = Mapping[str, bytes | None]
+"""New content by name; None: the file goes."""
+
+
+class NotYetError(Exception):
+    """As things are, nothing can be installed; the text says what has to change."""
+
+
+class NoPrimaryError(NotYetError):
+    """No CNI plugin has a configuration here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where our entry goes."""
+
+    conf_name: str = ""
+    """The primary configuration, or our own where it stands alone; empty: found, the default."""
+    chained: bool = True
+    """False: in a configuration of its own that nobody but Multus uses."""
+    own_file: str | None = None
+    """With a copy of the primary's plugins in a file of this name; None: in the primary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What has to be written and what goes, to have our entry where it belongs."""
+
+    target: str
+    """The file with our entry."""
+    changes: Changes
+    primary: str = ""
+    """The file that the primary CNI plugin owns."""
+    taken_over: bool = False
+    """The changes replace an entry of Istio's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directory:
+    """What was found in the directory."""
+
+    files: Files
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Why, by name: a runtime may be able to read them."""
+
+    def invalid(self) -> dict[str, str]:
+        """Files that no runtime can use, and why."""
+        return {
+            name: reason
+            for name, data in self.files.items()
+            if (reason := _unusable(name, data)) is not None
+        }
+
+
+def plan(found: Directory, placement: Placement, entry: Entry) -> Plan:
+    """Decide what to change. Raises ``NotYetError``.
+
+    What an earlier agent put elsewhere is taken out. `entry` is our entry with the
+    time of its making: what stands and differs in nothing else is right.
+    """
+    clean = {**found.files, **undone(found.files)}
+    files = {name: data for name, data in clean.items() if data is not None}
+    if not placement.chained:
+        return _stand_alone(found, files, placement.conf_name or STAND_ALONE_NAME, entry)
+    primary = _primary(found, files, placement)
+    _require_spoken(primary, files[primary])
+    if placement.own_file is not None:
+        return _own_file(found, files, primary, placement.own_file, entry)
+    return _in_primary(found, files, primary, entry)
+
+
+def undone(files: Files) -> Changes:
+    """What it takes to have each file as it was without us."""
+    changes: dict[str, bytes | None] = {}
+    for name, data in files.items():
+        entry = entry_of(data)
+        if entry is None:
+            continue
+        if not name.endswith(".conflist"):
+            if types_of(name, data) == (OURS,):
+                changes[name] = None
+            continue
+        notes = _notes(entry)
+        try:
+            confs = ConfList.parse(data)
+        except ConfError:
+            continue
+        converted = notes.get(_CONVERTED_FROM)
+        single = confs.single() if converted and converted + "list" == name else None
+        if notes.get(_COPY_OF) is not None:
+            changes[name] = None
+        elif converted and single is not None:
+            changes[name] = None
+            if converted not in files:
+                changes[converted] = single
+        else:
+            changes[name] = confs.without_entry()
+    return changes
+
+
+def alike(one: Entry, other: Entry) -> bool:
+    """Whether two entries differ at most in when and how they were installed."""
+    return _essence(one) == _essence(other)
+
+
+def newest(files: Files, entry: Entry) -> str:
+    """When an entry was made that differs from `entry` in more than that; or ''."""
+    others = (other for data in files.values() if (other := entry_of(data)) is not None)
+    times = (_notes(other).get(_AT, "") for other in others if not alike(other, entry))
+    return max(times, default="")
+
+
+def primary_of_copy(found: Directory, own_file: str) -> str:
+    """Of which file our own file is a copy; '' if it is not there."""
+    data = found.files.get(own_file)
+    entry = entry_of(data) if data is not None else None
+    return _notes(entry).get(_COPY_OF, "") if entry is not None else ""
+
+
+def types_of(name: str, data: bytes) -> tuple[str, ...]:
+    """Types of the plugins in a file; none if it cannot be used."""
+    try:
+        return _as_list(name, data).types
+    except ConfError:
+        return ()
+
+
+def stamped(entry: Entry, *, at: str, binary: str) -> Entry:
+    """`entry` with when it was made, and the digest of the binary that goes with it."""
+    return {**entry, INSTALLED: {_AT: at, "binary": binary}}
+
+
+def _stand_alone(found: Directory, files: Files, name: str, entry: Entry) -> Plan:
+    if name in files and _foreign_type(name, files[name]):
+        raise NotYetError(
+            f"{name} is another plugin's: CNI_CONF_NAME must name a file of our own"
+            " where CHAINED_CNI_PLUGIN is false"
+        )
+    wanted = standing_alone(_dated(entry, found.files.get(name)))
+    return _planned(found, files, {name: wanted}, target=name)
+
+
+def _own_file(found: Directory, files: Files, primary: str, name: str, entry: Entry) -> Plan:
+    if primary <= name:
+        raise NotYetError(
+            f"{primary} comes before {name}, so that runtimes would not read ours: "
+            + _remedy_for_order(_foreign_type(primary, files[primary]))
+        )
+    source = _as_list(primary, files[primary])
+    standing = files.get(name)
+    if standing is not None and not _adoptable(standing, source):
+        raise NotYetError(
+            f"{name} is somebody else's configuration:"
+            " set ISTIO_OWNED_CNI_CONFIG_FILENAME to another name"
+        )
+    noted = _noted(_dated(entry, found.files.get(name)), _COPY_OF, primary)
+    wanted = _with_entry(primary, source, noted)
+    return _planned(found, files, {name: wanted}, target=name, primary=primary)
+
+
+def _in_primary(found: Directory, files: Files, primary: str, entry: Entry) -> Plan:
+    if primary.endswith(".conflist"):
+        data = found.files[primary]
+        wanted = _with_entry(primary, ConfList.parse(data), _dated(entry, data))
+        return _planned(found, files, {primary: wanted}, target=primary, primary=primary)
+    target = primary + "list"
+    if target in files:
+        raise NotYetError(
+            f"{primary} cannot become {target}, which is there already:"
+            " take one of the two away, or name one in CNI_CONF_NAME"
+        )
+    standing = found.files.get(target)
+    noted = _noted(_dated(entry, standing), _CONVERTED_FROM, primary)
+    if standing is not None and primary not in found.files:
+        base = ConfList.parse(standing)
+    else:
+        base = ConfList.around(files[primary], name=CONVERTED_NAME)
+    changes = {target: _with_entry(primary, base, noted), primary: None}
+    return _planned(found, files, changes, target=target, primary=primary)
+
+
+def _with_entry(name: str, base: ConfList, entry: Entry) -> bytes:
+    try:
+        return base.with_entry(entry).data
+    except ConfError as error:
+        raise NotYetError(f"{name} cannot have our entry: it would be {error}") from error
+
+
+def _planned(
+    found: Directory, clean: Files, changes: Changes, *, target: str, primary: str = ""
+) -> Plan:
+    """Make the plan by which `found` becomes `clean` with `changes`."""
+    goal: dict[str, bytes | None] = {**dict.fromkeys(found.files), **clean, **changes}
+    before, after = found.files.get(target), goal[target]
+    if before is not None and after is not None and _says(before, after):
+        goal[target] = before
+    return Plan(
+        target=target,
+        primary=primary,
+        changes={n: data for n, data in goal.items() if found.files.get(n) != data},
+        taken_over=any(
+            ISTIO in types_of(n, found.files[n]) for n in (target, primary) if n in found.files
+        ),
+    )
+
+
+def _primary(found: Directory, files: Files, placement: Placement) -> str:
+    stem = placement.conf_name.removesuffix("list")
+    named = (placement.conf_name, stem, stem + "list")  # it may have been converted
+
+    def eligible(name: str) -> bool:
+        return name in named if placement.conf_name else name != placement.own_file
+
+    candidates = [
+        name
+        for name, data in sorted(files.items())
+        if eligible(name) and _unusable(name, data) is None and _foreign_type(name, data)
+    ]
+    if placement.conf_name in candidates:
+        return placement.conf_name
+    unreadable = sorted(filter(eligible, found.unreadable))
+    # A runtime may be able to read what we cannot, and ours must not be made of another.
+    if unreadable and (not candidates or unreadable[0] < candidates[0]):
+        raise NotYetError(f"{unreadable[0]} {found.unreadable[unreadable[0]]}")
+    if not candidates:
+        raise NoPrimaryError(
+            f"there is no valid {placement.conf_name} (CNI_CONF_NAME) yet"
+            if placement.conf_name
+            else "no CNI plugin has written its configuration yet"
+        )
+    return candidates[0]
+
+
+def _require_spoken(name: str, data: bytes) -> None:
+    """Our plugin would fail every pod of a chain whose version it does not speak."""
+    version = _as_list(name, data).version
+    if version not in VERSIONS:
+        raise NotYetError(
+            f'{name} has cniVersion "{version}", and our plugin speaks {", ".join(VERSIONS)}:'
+            " the primary CNI plugin's configuration has to name one of them"
+        )
+
+
+def _unusable(name: str, data: bytes) -> str | None:
+    try:
+        _as_list(name, data)
+    except ConfError as error:
+        return str(error)
+    return None
+
+
+def _as_list(name: str, data: bytes) -> ConfList:
+    return ConfList.parse(data) if name.endswith(".conflist") else ConfList.around(data)
+
+
+def _foreign_type(name: str, data: bytes) -> str:
+    """Type of the first plugin that is no part of the mesh; '' if there is none."""
+    return next((kind for kind in types_of(name, data) if kind not in (OURS, ISTIO)), "")
+
+
+def _adoptable(data: bytes, source: ConfList) -> bool:
+    """Whether what stands under our own file's name may be written over.
+
+    It may where Istio's agent has made it, where our entry was taken out of it, and
+    where no runtime can use it.
+    """
+    try:
+        standing = ConfList.parse(data)
+    except ConfError:
+        return True
+    return ISTIO in standing.types or same(data, source.data)
+
+
+def _dated(entry: Entry, standing: bytes | None) -> Entry:
+    """`entry`, with the time of the one that stands if that is all that differs."""
+    other = entry_of(standing) if standing is not None else None
+    if other is None or not alike(other, entry):
+        return entry
+    return _noted(entry, _AT, _notes(other).get(_AT, ""))
+
+
+def _essence(entry: Entry) -> tuple[dict[str, Any], str]:
+    ignored = (INSTALLED, "name", "cniVersion")  # the two of a stand-alone configuration
+    rest = {key: value for key, value in entry.items() if key not in ignored}
+    return rest, _notes(entry).get("binary", "")
+
+
+def _notes(entry: Entry) -> dict[str, str]:
+    """What an installer has noted in `entry`: anybody may have written it."""
+    notes = entry.get(INSTALLED)
+    if not isinstance(notes, dict):
+        return {}
+    return {key: value for key, value in notes.items() if isinstance(value, str)}
+
+
+def _noted(entry: Entry, key: str, value: str) -> Entry:
+    return {**entry, INSTALLED: {**_notes(entry), key: value}}
+
+
+def _says(before: bytes, after: bytes) -> bool:
+    try:
+        return same(before, after)
+    except ConfError:
+        return False
+
+
+def _remedy_for_order(kind: str) -> str:
+    if kind.startswith("multus"):
+        return (
+            "with Multus, set CNI_CONF_NAME to the configuration that it delegates to,"
+            " or CHAINED_CNI_PLUGIN=false"
+        )
+    return "give ISTIO_OWNED_CNI_CONFIG_FILENAME a name that sorts before it"

@@ -1,0 +1,78 @@
+"""The binary, built from the sources that stand. Needs: ziglang, and gcc with its sanitizers."""
+
+import platform
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from nodeagent.cni.shim import build
+from tests.cni import chains
+from tests.cni import libcni as driver
+from tests.cni.chains import EchoingAgent
+from tests.cni.libcni import Libcni
+from tests.cni.shim_process import ModelAgent, build_hasty
+
+_NO_LIBRARY = driver.missing()
+_NO_PLUGINS = _NO_LIBRARY or chains.missing()
+
+collect_ignore = [
+    *(["test_shim_conformance.py"] if _NO_LIBRARY else []),
+    *(["test_shim_real_chain.py"] if _NO_PLUGINS else []),
+]
+
+
+@pytest.fixture(scope="session")
+def shim() -> Path:
+    """The binary as it is shipped, for this machine."""
+    build.main()
+    architecture = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+    return build.BINARIES / f"nodeagent-cni-{architecture}"
+
+
+@pytest.fixture(scope="session")
+def hasty_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The binary under the sanitizers, with short deadlines."""
+    return build_hasty(tmp_path_factory.mktemp("shim") / "hasty-shim")
+
+
+@pytest.fixture
+async def model_agent(tmp_path: Path) -> AsyncIterator[ModelAgent]:
+    """Something that answers in the agent's place."""
+    agent = ModelAgent(tmp_path / "pluginevent.sock")
+    async with agent.listening():
+        yield agent
+
+
+@pytest.fixture
+async def echoing_agent(tmp_path: Path) -> AsyncIterator[EchoingAgent]:
+    """Something that adds nothing to any result, in the agent's place."""
+    agent = EchoingAgent(tmp_path / "pluginevent.sock")
+    async with agent.listening():
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def libcni_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that calls plugins through the CNI project's own library."""
+    return driver.build(tmp_path_factory.mktemp("libcni") / "driver")
+
+
+@pytest.fixture
+def libcni(libcni_driver: Path, tmp_path: Path) -> Callable[..., Libcni]:
+    """Make what a container runtime has, by the directories that its plugins are in."""
+
+    def make(*path: Path) -> Libcni:
+        return Libcni(driver=libcni_driver, cache=tmp_path / "libcni-cache", path=path)
+
+    return make
+
+
+@pytest.fixture
+def plugins(shim: Path, tmp_path: Path) -> Path:
+    """A directory with the binary under its name in the chain."""
+    directory = tmp_path / "plugins"
+    directory.mkdir()
+    shutil.copy2(shim, directory / "nodeagent")
+    return directory
