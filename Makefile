@@ -2,13 +2,14 @@
 PYTHON := .venv/bin/python
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate pyproject.toml
+PROTOC := PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m grpc_tools.protoc
 # Where Debian keeps ip and nft, out of an ordinary user's way.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test bench proto lock clean
+.PHONY: help demo test test-cluster bench proto lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## show the main job: pods, redirected traffic, restarts (no root, no cluster)
 	@deploy/setup demo
@@ -22,13 +23,19 @@ test: ## the whole gate: format, lint, types, layers, tests on the real kernel
 	.venv/bin/lint-imports
 	$(PYTHON) -m pytest -n 2
 
+test-cluster: ## only what needs an API server, a container runtime, or both
+	@deploy/setup test
+	$(PYTHON) -m pytest -n 2 tests/cluster tests/runtime tests/node
+
 bench: ## the figures of docs/performance.md, on this machine
 	@deploy/setup test
 	@$(PYTHON) -m tests.bench
 
-proto: ## make nodeagent/zds/zds_pb2.py anew from proto/zds.proto
-	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m grpc_tools.protoc -Iproto \
-		--python_out=nodeagent/zds --mypy_out=nodeagent/zds proto/zds.proto
+proto: ## make the generated code of proto/ anew
+	$(PROTOC) -Iproto --python_out=nodeagent/zds --mypy_out=nodeagent/zds proto/zds.proto
+	$(PROTOC) -Iproto --python_out=nodeagent/netns --mypy_out=nodeagent/netns proto/cri.proto
+	$(PROTOC) -Itests/runtime --python_out=tests/runtime --mypy_out=tests/runtime \
+		tests/runtime/kubelet.proto
 
 lock: ## make both requirements files anew from pyproject.toml (needs uv)
 	$(COMPILE) --output-file deploy/requirements.txt

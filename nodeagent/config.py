@@ -114,7 +114,7 @@ class Settings:
         checks.endpoint,
         default="",
         shown="containerd's or CRI-O's, whichever is there",
-        help="socket of the container runtime (CRI), which knows pods' network namespaces",
+        help="socket of the container runtime (CRI), as the agent sees it",
     )
     host_prefix: str = _setting(
         _PODS,

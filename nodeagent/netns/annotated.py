@@ -1,8 +1,8 @@
 """Namespaces that the pod's own manifest names."""
 
-from nodeagent.mesh.errors import GiveUpError, RetryError
+from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import NETNS_PATH, Pod
-from nodeagent.netns.namespace import NetworkNamespace, NotANetworkNamespaceError
+from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.verify import Verifier
 
 
@@ -21,16 +21,4 @@ class AnnotatedNamespaces:
         path = handed_over or pod.annotations.get(NETNS_PATH)
         if path is None:
             raise GiveUpError(f"annotation {NETNS_PATH} is missing: it names the network namespace")
-        try:
-            namespace = NetworkNamespace.open(path)
-        except NotANetworkNamespaceError as error:
-            # A file that is about to become one: `ip netns add` mounts over it.
-            raise RetryError(f"{path} is {error}") from error
-        except OSError as error:
-            raise RetryError(f"cannot open {path}: {error.strerror}") from error
-        try:
-            await self._verifier.verify(namespace, pod)
-        except BaseException:
-            namespace.close()
-            raise
-        return namespace
+        return await self._verifier.open(path, pod)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import IPAddress, Pod
 from nodeagent.netns.addresses import local_addresses
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace
+from nodeagent.netns.namespace import NetnsId, NetworkNamespace, NotANetworkNamespaceError
 from nodeagent.netns.threads import NamespaceThreads
 
 
@@ -25,6 +25,25 @@ class Verifier:
         """`host`: the namespaces that no pod can have."""
         self._threads = threads
         self._host = frozenset(host)
+
+    async def open(self, path: str, pod: Pod) -> NetworkNamespace:
+        """Open what is at `path` and `verify` it; the caller owns it.
+
+        Raises ``RetryError`` where it cannot be opened or is no network namespace.
+        """
+        try:
+            namespace = NetworkNamespace.open(path)
+        except NotANetworkNamespaceError as error:
+            # A file that is about to become one: it is mounted over.
+            raise RetryError(f"{path} is {error}") from error
+        except OSError as error:
+            raise RetryError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            await self.verify(namespace, pod)
+        except BaseException:
+            namespace.close()
+            raise
+        return namespace
 
     async def verify(self, namespace: NetworkNamespace, pod: Pod) -> None:
         """Check that `namespace` is not the host's and holds an address of `pod`.

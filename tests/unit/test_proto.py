@@ -11,17 +11,25 @@ from google.protobuf.descriptor import Descriptor
 from nodeagent.zds import zds_pb2
 
 _ROOT = Path(__file__).parents[2]
-_GENERATED = _ROOT / "nodeagent" / "zds"
 
 
-def test_the_generated_code_is_up_to_date(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "generated"),
+    [
+        ("proto/zds", "nodeagent/zds"),
+        ("proto/cri", "nodeagent/netns"),
+        ("tests/runtime/kubelet", "tests/runtime"),
+    ],
+)
+def test_the_generated_code_is_up_to_date(tmp_path: Path, source: str, generated: str) -> None:
     """`make proto` would change nothing."""
     tools = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{_ROOT / 'proto'}"]
-    outputs = [f"--python_out={tmp_path}", f"--mypy_out={tmp_path}", "zds.proto"]
+    folder, name = os.path.split(source)
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{_ROOT / folder}"]
+    outputs = [f"--python_out={tmp_path}", f"--mypy_out={tmp_path}", f"{name}.proto"]
     subprocess.run([*command, *outputs], env=tools, check=True, capture_output=True, timeout=30)
-    for name in ("zds_pb2.py", "zds_pb2.pyi"):
-        assert (tmp_path / name).read_text() == (_GENERATED / name).read_text()
+    for file in (f"{name}_pb2.py", f"{name}_pb2.pyi"):
+        assert (tmp_path / file).read_text() == (_ROOT / generated / file).read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,110 @@
+"""The network namespace of a pod, found by whatever way leads to it."""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Protocol
+
+from nodeagent.mesh.errors import GiveUpError, RetryError
+from nodeagent.mesh.pod import Pod
+from nodeagent.netns.cri import ContainerRuntime, RuntimeSandboxes
+from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.procfs import Processes
+from nodeagent.netns.verify import Verifier
+
+_LONGEST_PATH = 1024
+"""Characters; runtimes have less than 100."""
+_MOST_REMEMBERED = 1024
+"""Pods; kubelet takes 110 unless told otherwise, and no node runs more than 1,000."""
+
+
+class Way(Protocol):
+    """A way to a pod's network namespace."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, for people."""
+
+    async def paths(self, uid: str) -> Sequence[str]:
+        """Paths on the host at which the pod's namespace may be, the likeliest first.
+
+        `uid` is what the runtime calls the pod (`Pod.sandbox_uid`). Raises ``RetryError``.
+        """
+
+
+class Namespaces:
+    """Finds a pod's namespace: where it was handed over, where it was last, or by the ways."""
+
+    def __init__(self, verifier: Verifier, *ways: Way, prefix: str) -> None:
+        """`ways` are tried in this order; `prefix` is before every path on the host."""
+        self._verifier = verifier
+        self._ways = ways
+        self._prefix = prefix
+        self._remembered: OrderedDict[str, str] = OrderedDict()
+
+    async def find(self, pod: Pod, handed_over: str | None) -> NetworkNamespace:
+        """Open and verify; see `nodeagent.mesh.enrolment.NamespaceFinder`.
+
+        A namespace that is not the pod's is passed over: one of another pod, through
+        which a process of this one goes (L10), or one that is gone by now. What each
+        way said is in the ``RetryError`` that is raised where none leads to it (L4).
+        """
+        if not pod.addresses:
+            raise RetryError("has no address yet, by which its namespace could be told")
+        failures: dict[str, None] = {}  # each once, in order
+        async with contextlib.aclosing(self._candidates(pod, handed_over, failures)) as candidates:
+            async for origin, path in candidates:
+                try:
+                    found = await self._verifier.open(self._prefix + path, pod)
+                except (RetryError, GiveUpError) as error:
+                    failures[f"{origin}: {error}"] = None
+                else:
+                    self._remember(pod.uid, path)
+                    return found
+        self._remembered.pop(pod.uid, None)
+        raise RetryError(f"network namespace not found ({'; '.join(failures)})")
+
+    async def _candidates(
+        self, pod: Pod, handed_over: str | None, failures: dict[str, None]
+    ) -> AsyncGenerator[tuple[str, str], None]:
+        if handed_over is not None:
+            if _is_plain(handed_over):
+                yield "CNI", handed_over
+            else:
+                failures["CNI: no absolute path was handed over"] = None
+        if (last := self._remembered.get(pod.uid)) is not None and last != handed_over:
+            yield "last time", last
+        for way in self._ways:
+            try:
+                paths = await way.paths(pod.sandbox_uid)
+            except RetryError as error:
+                failures[f"{way.name}: {error}"] = None
+                continue
+            for path in paths:
+                if _is_plain(path):
+                    yield way.name, path
+
+    def _remember(self, uid: str, path: str) -> None:
+        self._remembered[uid] = path
+        self._remembered.move_to_end(uid)
+        if len(self._remembered) > _MOST_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+
+@contextlib.asynccontextmanager
+async def opened_finder(
+    verifier: Verifier, *, endpoint: str, prefix: str
+) -> AsyncIterator[Namespaces]:
+    """The ways of a node: the container runtime at `endpoint` ("": where it usually is), procfs.
+
+    `prefix` is before the host's paths, "" on a bare host.
+    """
+    runtime = ContainerRuntime(endpoint=endpoint, prefix=prefix)
+    try:
+        yield Namespaces(verifier, RuntimeSandboxes(runtime), Processes(prefix), prefix=prefix)
+    finally:
+        await runtime.close()
+
+
+def _is_plain(path: str) -> bool:
+    return path.startswith("/") and path.isprintable() and len(path) <= _LONGEST_PATH
