@@ -34,6 +34,14 @@ class KubernetesPods:
         self._api = api
         self._node_name = node_name
         self._silence = silence
+        pods = Resource(
+            name="pods",
+            path=_PODS,
+            selector={"fieldSelector": f"spec.nodeName={node_name}"},
+            key=projection.pod_uid,
+            project=projection.pod,
+        )
+        self._pods = ListWatch(api, pods, silence=silence)
 
     async def events(self) -> AsyncGenerator[PodEvent, None]:
         """Tell what exists, namespaces first, then ``Synced``, then each change, without end.
@@ -56,6 +64,8 @@ class KubernetesPods:
     async def pod(self, namespace: str, name: str) -> Pod | None:
         """The pod of this name, if it is this node's, as the API has it now.
 
+        Its end will be among the `events`.
+
         Raises ``ApiError``, ``ProjectionError``.
         """
         if not (_is_name(namespace, 63) and _is_name(name, 253)):
@@ -64,7 +74,10 @@ class KubernetesPods:
         raw = await self._asked(path, "application/json")
         if raw is None or projection.node_of(raw) != self._node_name:
             return None
-        return projection.pod(raw)
+        pod = projection.pod(raw)
+        # It may be deleted before the watch has told of it.
+        self._pods.adopt(pod.uid)
+        return pod
 
     async def namespace(self, name: str) -> Namespace | None:
         """The namespace of this name, as the API has it now.
@@ -120,16 +133,8 @@ class KubernetesPods:
     async def _follow_pods(
         self, queue: asyncio.Queue[PodEvent | Exception], listed: asyncio.Event
     ) -> None:
-        pods = Resource(
-            name="pods",
-            path=_PODS,
-            selector={"fieldSelector": f"spec.nodeName={self._node_name}"},
-            key=projection.pod_uid,
-            project=projection.pod,
-        )
-        watch = ListWatch(self._api, pods, silence=self._silence)
         synced = False
-        async with contextlib.aclosing(watch.changes()) as changes:
+        async with contextlib.aclosing(self._pods.changes()) as changes:
             async for change in changes:
                 # A pod whose namespace is not known yet would be decided for twice.
                 await listed.wait()

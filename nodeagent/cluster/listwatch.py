@@ -94,6 +94,10 @@ class ListWatch(Generic[T]):
         self._trouble = ""
         self._log = log.bind(resource=resource.name)
 
+    def adopt(self, key: str) -> None:
+        """Note that `key` was told of by somebody else: that it is gone will be told here."""
+        self._known.setdefault(key, None)
+
     async def changes(self) -> AsyncGenerator[Change[T], None]:
         """Tell everything, without end; only a fault of ours ends it."""
         backoff = Backoff(longest=LONGEST_WAIT)

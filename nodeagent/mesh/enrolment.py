@@ -18,6 +18,9 @@ from nodeagent.mesh.workload import N, N_co, N_contra, Redirection, State, Watch
 
 log = structlog.get_logger()
 
+TEAR_DOWN = 5.0
+"""Seconds that the runtime has to take a sandbox down, before a pod's next one is looked for."""
+
 
 class RefusedError(RetryError):
     """ztunnel answered with an error; it tries again by itself, and so do we."""
@@ -141,11 +144,7 @@ async def reconcile(row: Workload[N], parts: Parts[N]) -> None:
 
 async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
     pod = row.pod
-    if row.sandbox_ended:
-        await _release(row, parts)
-        if not pod.deleting:
-            _report(row, None, parts)
-        row.be(State.WAITING, "its sandbox was taken down; waits for the next")
+    if row.sandbox_ended is not None and await _between_sandboxes(row, parts):
         return
     if not pod.addresses and row.namespace is None:
         parts.ztunnels.keep(row.uid)
@@ -174,6 +173,21 @@ async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
         row.be(State.UNSERVED, f"ztunnel does not listen on {ports}: traffic fails")
     else:
         row.be(State.ENROLLED, row.decision.reason)
+
+
+async def _between_sandboxes(row: Workload[N], parts: Parts[N]) -> bool:
+    """Whether the pod's sandbox is being taken down, and a look would find that one only."""
+    pod, now = row.pod, asyncio.get_running_loop().time()
+    assert row.sandbox_ended is not None  # noqa: S101 - tells mypy what the caller has checked
+    if not pod.deleting and now - row.sandbox_ended >= TEAR_DOWN:
+        # The next one may have come past the plugin, whose entry somebody took out (L3).
+        row.sandbox_ended = None
+        return False
+    await _release(row, parts)
+    if not pod.deleting:
+        _report(row, None, parts)
+    row.be(State.WAITING, "its sandbox was taken down; waits for the next")
+    return True
 
 
 async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:

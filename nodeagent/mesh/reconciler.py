@@ -8,7 +8,7 @@ import structlog
 
 from nodeagent.mesh.backoff import Backoff
 from nodeagent.mesh.eligibility import Policy
-from nodeagent.mesh.enrolment import Parts, reconcile
+from nodeagent.mesh.enrolment import TEAR_DOWN, Parts, reconcile
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.mesh.table import Table
@@ -122,6 +122,8 @@ class Reconciler(Generic[N]):
     def _next_look(self, row: Workload[N]) -> float | None:
         if row.state is State.LEAVING and not row.gone:
             return _LEAVING_LOOK
+        if row.state is State.WAITING and row.sandbox_ended is not None and not row.seen.deleting:
+            return TEAR_DOWN
         if row.state in _KEPT_TRUE and not row.gone:
             return self._verify_interval * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
         return None

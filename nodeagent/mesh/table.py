@@ -1,5 +1,6 @@
 """The table of workloads: every pod that was seen, with the decision for it."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Generic
 
@@ -20,7 +21,8 @@ class Table(Generic[N]):
         self._changed = changed
         self._rows: dict[PodUID, Workload[N]] = {}
         self._namespaces: dict[str, Namespace] = {}
-        self._synced = False
+        self._synced = asyncio.Event()
+        self._seen = asyncio.Event()
 
     def __iter__(self) -> Iterator[Workload[N]]:
         return iter(list(self._rows.values()))
@@ -40,7 +42,7 @@ class Table(Generic[N]):
             row = Workload[N](
                 seen=pod,
                 decision=decision,
-                existing=not self._synced,
+                existing=not self._synced.is_set(),
                 slipped_by=decision.wanted is Wanted.YES and pod.phase == "Running",
                 reported=reported_on(pod),
             )
@@ -51,6 +53,8 @@ class Table(Generic[N]):
             if (reported := reported_on(pod)) is not reported_on(row.seen):
                 row.reported = reported
             row.seen, row.decision, row.gone = pod, decision, False
+        self._seen.set()
+        self._seen = asyncio.Event()
         self._changed(row)
 
     def pod_gone(self, uid: PodUID) -> None:
@@ -62,12 +66,12 @@ class Table(Generic[N]):
 
     def handed_over(self, row: Workload[N], sandbox: Sandbox) -> None:
         """The runtime has made `sandbox` for the pod of `row`; an earlier one is over (L14)."""
-        row.sandbox, row.sandbox_ended = sandbox, False
+        row.sandbox, row.sandbox_ended = sandbox, None
         self._changed(row)
 
     def sandbox_ended(self, row: Workload[N]) -> None:
         """The runtime takes the sandbox of `row` down."""
-        row.sandbox, row.sandbox_ended = None, True
+        row.sandbox, row.sandbox_ended = None, asyncio.get_running_loop().time()
         self._changed(row)
 
     def named(self, namespace: str, name: str) -> Workload[N] | None:
@@ -82,10 +86,17 @@ class Table(Generic[N]):
             None,
         )
 
+    async def until(self, find: Callable[[], Workload[N] | None]) -> Workload[N]:
+        """Return the row that `find` finds; it is asked again after each news of a pod."""
+        while (row := find()) is None:
+            await self._seen.wait()
+        return row
+
     def namespace_seen(self, namespace: Namespace) -> None:
         """A namespace exists and is labelled like this now."""
-        self._namespaces[namespace.name] = namespace
-        self._decide_again(namespace.name)
+        if self._namespaces.get(namespace.name) != namespace:
+            self._namespaces[namespace.name] = namespace
+            self._decide_again(namespace.name)
 
     def namespace_gone(self, name: str) -> None:
         """The namespace is not known any more."""
@@ -94,7 +105,11 @@ class Table(Generic[N]):
 
     def synced(self) -> None:
         """All that existed at the start has been seen: what comes now is new."""
-        self._synced = True
+        self._synced.set()
+
+    async def until_synced(self) -> None:
+        """Return once all that existed at the start has been seen."""
+        await self._synced.wait()
 
     def forget(self, row: Workload[N]) -> None:
         """Drop the row of a pod that is gone and for which nothing is left to do."""

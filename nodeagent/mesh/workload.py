@@ -80,8 +80,8 @@ class Workload(Generic[N]):
 
     sandbox: Sandbox | None = None
     """What the CNI plugin handed over last."""
-    sandbox_ended: bool = False
-    """The runtime is taking the pod's sandbox down; the next is handed over by the plugin."""
+    sandbox_ended: float | None = None
+    """Loop time at which the runtime began to take the pod's sandbox down."""
 
     state: State = State.NEW
     detail: str = ""

@@ -1,11 +1,14 @@
 """Pods and namespaces as a real API server tells of them, on good days."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from pathlib import Path
 
 from nodeagent.cluster.kubernetes import KubernetesPods
-from nodeagent.cluster.source import NamespaceSeen, PodSeen, Synced
-from nodeagent.mesh.pod import Namespace
+from nodeagent.cluster.source import NamespaceSeen, PodEvent, PodGone, PodSeen, Synced
+from nodeagent.mesh.pod import Namespace, PodUID
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.following import connected, following
 from tests.cluster.proxy import FaultProxy
@@ -142,3 +145,25 @@ async def test_many_namespaces(
         assert len(many) == 2000
         assert len(told.events) == len(told.namespaces) + 1
         assert proxy.count("namespaces.*continue=") == (len(told.namespaces) - 1) // 500
+
+
+async def test_pod_that_was_asked_for_only(
+    control_plane: ControlPlane, namespace: str, node_name: str, tmp_path: Path
+) -> None:
+    """L9: the end of a pod that was only ever asked for is told, though no list had the pod."""
+    uid = control_plane.admin.make_pod(namespace, "a", node=node_name)["metadata"]["uid"]
+    async with connected(control_plane.kubeconfig(tmp_path / "config")) as api:
+        source = KubernetesPods(api, node_name)
+        assert await source.pod(namespace, "a")
+        control_plane.admin.delete(f"/api/v1/namespaces/{namespace}/pods/a", grace=0)
+        async with contextlib.aclosing(source.events()) as events:
+            told = [event async for event in until_synced(events)]
+        assert PodGone(PodUID(uid)) in told
+
+
+async def until_synced(events: AsyncIterator[PodEvent]) -> AsyncIterator[PodEvent]:
+    async with asyncio.timeout(10):
+        async for event in events:
+            yield event
+            if event == Synced():
+                return

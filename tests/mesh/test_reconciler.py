@@ -4,9 +4,11 @@ import asyncio
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nodeagent.mesh import enrolment, reconciler
 from nodeagent.mesh.backoff import FIRST, LONGEST, Backoff
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import REDIRECTION, Namespace, Pod, PodUID
@@ -559,6 +561,23 @@ async def test_sandbox_that_ends_is_let_go_and_the_next_one_taken() -> None:
         on.table.handed_over(on.row("1"), replace(SANDBOX, container_id="c2", netns="8"))
         await on.until_state("1", State.ENROLLED)
         assert on.node.annotations[U1] is Redirection.ENABLED
+
+
+async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L3: with the plugin dropped from the chain, nobody hands the next sandbox over."""
+    for module in (enrolment, reconciler):
+        monkeypatch.setattr(module, "TEAR_DOWN", 0.05)
+    async with bench(Node(namespaces={U1: 1})) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.ENROLLED)
+        on.table.sandbox_ended(on.row("1"))
+        await on.until_state("1", State.WAITING)
+        on.node.namespaces[U1] = 2
+        on.reconciler.look_at(U1)  # an echo of our own patch, say
+        await on.until_state("1", State.ENROLLED)
+        assert on.node.did("1").count("find") == 2
+        assert [held.id for held in on.node.open] == [2]
 
 
 async def test_sandbox_of_a_deleted_pod_ends_without_another_patch() -> None:
