@@ -10,21 +10,31 @@ from functools import partial
 import structlog
 
 from nodeagent import kernel
-from nodeagent.admin.server import serve_admin
-from nodeagent.cluster.logged import LoggedStatus
-from nodeagent.cluster.manifests import ManifestFolder
-from nodeagent.cluster.source import NamespaceGone, NamespaceSeen, PodGone, PodSeen, Synced
-from nodeagent.config import Settings, require_pod_source
+from nodeagent.admin.server import serve_admin, serve_health
+from nodeagent.chain import installer, plugin_server, uninstall_plugin
+from nodeagent.cluster.api import ApiServer
+from nodeagent.cluster.departure import Departure
+from nodeagent.cluster.source import (
+    NamespaceGone,
+    NamespaceSeen,
+    PodGone,
+    PodSeen,
+    PodSource,
+    Synced,
+)
+from nodeagent.cluster.taint import remove_taint
+from nodeagent.cni.installer import Installer
+from nodeagent.config import Settings, require_manifests
 from nodeagent.descriptors import make_room
 from nodeagent.mesh.eligibility import Policy, Wanted
 from nodeagent.mesh.enrolment import Parts
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
-from nodeagent.netns.annotated import AnnotatedNamespaces
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.netns.verify import Verifier, host_namespaces
+from nodeagent.origin import from_cluster, from_folder
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.intent import Intent
@@ -40,6 +50,13 @@ log = structlog.get_logger()
 
 _EXPECTED_DESCRIPTORS = 4096
 """Three for each pod, and more pods than any node runs."""
+_LISTS, _LOOKS, _CHAIN = (
+    "the first list of pods",
+    "a first look at each pod",
+    "the plugin in the CNI chain",
+)
+_KUBELET_ASKS = ":8000"
+"""Where Istio's agent answers its probes."""
 FIRST_LOOK_TIMEOUT = 10.0
 """Seconds; then ztunnel is served though a pod was not looked at yet. It keeps such pods."""
 
@@ -47,57 +64,98 @@ FIRST_LOOK_TIMEOUT = 10.0
 async def run(settings: Settings) -> int:
     """Run the agent until SIGTERM or SIGINT; redirection stays. Returns the exit status.
 
-    Raises ``OSError`` where a socket or a namespace cannot be had, with a text for people.
+    Where its DaemonSet has gone from the node, it is uninstalled then (L17). Raises
+    ``OSError`` where a socket or a namespace cannot be had, ``NoClusterError`` and
+    ``NoBinaryError``, each with a text for people.
     """
     kernel.share_malloc_arena()
     make_room(_EXPECTED_DESCRIPTORS)
-    serving = asyncio.create_task(_serve(settings), name="agent")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await serving
-    log.info("stopped; redirection stays in place")
+    async with _cluster(settings) as api:
+        departure = _departure(settings, api)
+        serving = asyncio.create_task(_serve(settings, api, departure), name="agent")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        if departure is not None and await departure.for_good():
+            for line in await uninstall(settings):
+                log.info("uninstalled", what=line)
+        else:
+            log.info("stopped; redirection stays in place")
     return 0
 
 
-async def uninstall(settings: Settings) -> bool:
-    """Take out the host's rules and sets, for good; return whether any stood.
+async def uninstall(settings: Settings) -> list[str]:
+    """Take the agent out of the host and of the CNI chain, for good; say what was done.
 
-    Not for an upgrade: probes of enrolled pods fail until the next agent runs.
+    Not for an upgrade: probes of enrolled pods fail until the next agent runs. Pods
+    that are labelled into the mesh stay redirected until they are made anew.
     Raises ``RetryError``, ``OSError``.
     """
+    chain = uninstall_plugin(settings)
     with contextlib.closing(NamespaceThreads(1)) as threads:
         variant = await _iptables_variant(settings, threads)
         async with _host_probes(settings, threads, variant) as probes:
-            return await probes.uninstall()
+            stood = await probes.uninstall()
+    return [
+        "the host's rules are removed" if stood else "the host has no rules of the agent's",
+        *(f"{path} is as it was before" for path in chain.restored),
+        *(f"{path} is removed" for path in chain.removed),
+        *([f"the CNI plugin's binary stays: {chain.kept}"] if chain.kept else []),
+    ]
 
 
-async def _serve(settings: Settings) -> None:
-    log.info("starting", node=settings.node_name, pods_from=settings.pod_manifests)
-    source = ManifestFolder(require_pod_source(settings))
+@contextlib.asynccontextmanager
+async def _cluster(settings: Settings) -> AsyncIterator[ApiServer | None]:
+    """The cluster's API; None where pods come from a folder. Raises ``NoClusterError``."""
+    if settings.pod_manifests is not None:
+        yield None
+    else:
+        async with ApiServer.connect(settings.kubeconfig) as api:
+            yield api
+
+
+def _departure(settings: Settings, api: ApiServer | None) -> Departure | None:
+    if api is None or not settings.pod_name:
+        return None
+    return Departure(
+        api,
+        pod_namespace=settings.pod_namespace,
+        pod_name=settings.pod_name,
+        node_name=settings.node_name,
+    )
+
+
+async def _serve(settings: Settings, api: ApiServer | None, departure: Departure | None) -> None:
+    log.info("starting", node=settings.node_name, pods_from=settings.pod_manifests or "the cluster")
     tasks = asyncio.TaskGroup()
-    missing = ["the first list of pods", "a first look at each pod"]
+    missing = [_LISTS, _LOOKS]
     async with contextlib.AsyncExitStack() as stack:
         threads = stack.enter_context(contextlib.closing(NamespaceThreads()))
         variant = await _iptables_variant(settings, threads)
         probes = await stack.enter_async_context(_host_probes(settings, threads, variant))
+        verifier = Verifier(threads, host_namespaces(_host_path(settings)))
+        if api is None:
+            origin = from_folder(require_manifests(settings), verifier)
+        else:
+            origin = await stack.enter_async_context(from_cluster(settings, api, verifier))
         book = Book(lambda uid: reconciler.look_at(uid))  # noqa: PLW0108 - made below
+        redirector = PodRedirector(
+            threads,
+            Intent.from_settings(settings),
+            Backends.choose(variant),
+            lambda uid: reconciler.stirred(uid),  # noqa: PLW0108 - made below
+        )
         parts = Parts(
-            namespaces=AnnotatedNamespaces(Verifier(threads, host_namespaces(settings.host_netns))),
-            redirector=PodRedirector(
-                threads,
-                Intent.from_settings(settings),
-                Backends.choose(variant),
-                lambda uid: reconciler.stirred(uid),  # noqa: PLW0108 - made below
-            ),
+            namespaces=origin.namespaces,
+            redirector=redirector,
             ztunnels=book,
             probes=probes,
-            reporter=LoggedStatus(),
+            reporter=origin.reporter,
             removal_grace=settings.removal_grace,
         )
-        reconciler = Reconciler(
-            _policy(settings), parts, tasks, verify_interval=settings.verify_interval
-        )
+        policy = _policy(settings)
+        reconciler = Reconciler(policy, parts, tasks, verify_interval=settings.verify_interval)
         table = reconciler.table
         # A ztunnel that connects meanwhile waits in the backlog: quicker than its own back-off.
         listener = stack.enter_context(
@@ -112,18 +170,40 @@ async def _serve(settings: Settings) -> None:
                 missing=lambda: missing,
             )
         )
+        if address := _readiness_address(settings):
+            await stack.enter_async_context(serve_health(address, missing=lambda: missing))
         await probes.start()
+        # Before the first list: a plugin that waits here need not wait for a retry.
+        await stack.enter_async_context(
+            plugin_server(
+                settings,
+                table=table,
+                policy=policy,
+                redirector=redirector,
+                origin=origin,
+                missing=lambda: missing,
+            )
+        )
         await stack.enter_async_context(tasks)
-        synced = asyncio.Event()
-        tasks.create_task(_follow(source, table, synced), name="pod source")
-        await synced.wait()
-        del missing[0]
+        if origin.deliver is not None:
+            tasks.create_task(origin.deliver(), name="status")
+        if departure is not None:
+            tasks.create_task(departure.learn(), name="own DaemonSet")
+        if (chain := installer(settings)) is not None:
+            missing.append(_CHAIN)
+            tasks.create_task(chain.run(), name="CNI installer")
+            tasks.create_task(_installed(chain, missing), name="CNI plugin installed")
+        tasks.create_task(_follow(origin.source, table), name="pod source")
+        await table.until_synced()
+        missing.remove(_LISTS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_LOOK_TIMEOUT):
                 await reconciler.looked_at_all()
         await _prune(probes, table)
-        missing.clear()
+        missing.remove(_LOOKS)
         log.info("ready", pods=len(table), zds=settings.ztunnel_uds_address)
+        if api is not None and settings.remove_startup_taint:
+            tasks.create_task(_untaint(settings, api, chain), name="start-up taint")
         await ZdsServer(book, peer_uids=settings.zds_peer_uids).serve(listener)
 
 
@@ -172,7 +252,20 @@ async def _iptables_variant(settings: Settings, threads: NamespaceThreads) -> Va
 
 
 def _host_namespace(settings: Settings) -> NetworkNamespace:
-    return NetworkNamespace.open(settings.host_netns or "/proc/thread-self/ns/net")
+    return NetworkNamespace.open(_host_path(settings) or "/proc/thread-self/ns/net")
+
+
+def _host_path(settings: Settings) -> str | None:
+    """Path of the host's network namespace; None: it is the agent's own."""
+    if settings.host_netns is None and settings.host_prefix:
+        return settings.on_host("/proc/1/ns/net")
+    return settings.host_netns
+
+
+def _readiness_address(settings: Settings) -> str:
+    if settings.readiness_address is None:
+        return _KUBELET_ASKS if settings.pod_manifests is None else ""
+    return settings.readiness_address
 
 
 def _policy(settings: Settings) -> Policy:
@@ -183,9 +276,18 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-async def _follow(
-    source: ManifestFolder, table: Table[NetworkNamespace], synced: asyncio.Event
-) -> None:
+async def _installed(chain: Installer, missing: list[str]) -> None:
+    await chain.installed.wait()
+    missing.remove(_CHAIN)
+
+
+async def _untaint(settings: Settings, api: ApiServer, chain: Installer | None) -> None:
+    if chain is not None:
+        await chain.installed.wait()
+    await remove_taint(api, settings.node_name, settings.startup_taint)
+
+
+async def _follow(source: PodSource, table: Table[NetworkNamespace]) -> None:
     async with contextlib.aclosing(source.events()) as events:
         async for event in events:
             match event:
@@ -199,4 +301,3 @@ async def _follow(
                     table.namespace_gone(name)
                 case Synced():
                     table.synced()
-                    synced.set()

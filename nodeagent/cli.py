@@ -16,6 +16,7 @@ from nodeagent.mesh.errors import RetryError
 _EXAMPLES = """\
 examples:
   nodeagent run --pod-manifests ./pods
+  nodeagent check
   nodeagent status
   nodeagent rules --ambient-dns-capture=false
   nodeagent rules --pod-manifests ./pods --pod shop/web | nft -c -f -
@@ -44,22 +45,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(_: argparse.Namespace, settings: config.Settings) -> int:
-    config.require_pod_source(settings)
-
     from nodeagent import agent
+    from nodeagent.cluster.api import NoClusterError
+    from nodeagent.cni.binary import NoBinaryError
 
-    return _answered(lambda: asyncio.run(agent.run(settings)))
+    try:
+        return _answered(lambda: asyncio.run(agent.run(settings)))
+    except NoClusterError as error:
+        return _failed(f"{error}. Without a cluster, name a folder of manifests (POD_MANIFESTS)")
+    except NoBinaryError as error:
+        return _failed(error)
 
 
 def _uninstall(_: argparse.Namespace, settings: config.Settings) -> int:
     from nodeagent import agent
 
     def remove() -> int:
-        stood = asyncio.run(agent.uninstall(settings))
-        print("the host's rules are removed" if stood else "the host has no rules of the agent's")
+        for line in asyncio.run(agent.uninstall(settings)):
+            print(line)
         return 0
 
     return _answered(remove)
+
+
+def _check(_: argparse.Namespace, settings: config.Settings) -> int:
+    from nodeagent.selfcheck.check import show
+    from nodeagent.selfcheck.run import run_checks
+
+    return _answered(lambda: show(asyncio.run(run_checks(settings))))
 
 
 def _rules(options: argparse.Namespace, settings: config.Settings) -> int:
@@ -141,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "run the agent until it is told to stop (SIGTERM)")
     _add_settings(run)
+    _add_settings(add("check", _check, "say whether this node can do the job, and what is missing"))
     rules = add("rules", _rules, "print the rules that a pod would get, in nft's language")
     rules.usage = "nodeagent rules [--pod NAMESPACE/NAME ...] [setting ...]"
     rules.add_argument(
@@ -152,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(rules)
     _add_settings(
-        add("uninstall", _uninstall, "remove the host's rules, when the agent goes for good")
+        add("uninstall", _uninstall, "remove all from the host, when the agent goes for good")
     )
     status = add("status", _status, "show the pods that the running agent knows, and why")
     status.usage = "nodeagent status [--json] [setting ...]"

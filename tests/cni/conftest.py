@@ -18,7 +18,7 @@ _NO_LIBRARY = driver.missing()
 _NO_PLUGINS = _NO_LIBRARY or chains.missing()
 
 collect_ignore = [
-    *(["test_shim_conformance.py"] if _NO_LIBRARY else []),
+    *(["test_shim_conformance.py", "test_server_conformance.py"] if _NO_LIBRARY else []),
     *(["test_shim_real_chain.py"] if _NO_PLUGINS else []),
 ]
 

@@ -30,11 +30,26 @@ async def collect(runtime: Runtime, valid: object, network: str = "net") -> Repl
     return await runtime.call("GC", config=config)
 
 
-async def test_deleted_sandbox_is_let_go_of(tmp_path: Path) -> None:
+async def test_deleted_sandbox_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DEL returns when ztunnel was told and the descriptor is closed; the kernel can free it."""
     async with serving(tmp_path) as runtime:
         await added(runtime)
-        reply = await runtime.delete()
+        telling, told = asyncio.Event(), asyncio.Event()
+        withdraw = runtime.on.node.withdraw
+
+        async def slowly(uid: PodUID) -> None:
+            telling.set()
+            await told.wait()
+            await withdraw(uid)
+
+        monkeypatch.setattr(runtime.on.node, "withdraw", slowly)
+        deleting = asyncio.create_task(runtime.delete())
+        await telling.wait()
+        assert not (await asyncio.wait([deleting], timeout=0.05))[0]
+        told.set()
+        reply = await deleting
         assert (reply.success, reply.text) == (True, "")
         assert (runtime.on.node.ztunnel, runtime.on.node.open) == ({}, [])
         assert "taken down" in runtime.on.row("1").detail
@@ -42,14 +57,15 @@ async def test_deleted_sandbox_is_let_go_of(tmp_path: Path) -> None:
 
 async def test_delete_of_what_is_gone(tmp_path: Path) -> None:
     """L18: DEL succeeds for what is not known, twice, and without a namespace."""
-    async with serving(tmp_path, in_sync=False) as runtime:
-        runtime.gone.add("/run/netns/1")
-        assert (await runtime.delete()).success
-        assert (await runtime.delete()).success
-        nameless = body(
-            "DEL", {"cniVersion": "0.3.0", "name": "net"}, CNI_CONTAINERID="c9", CNI_IFNAME="eth0"
-        )
-        assert (await runtime.post("/cni", nameless)).success
+    config = {"cniVersion": "0.3.0", "name": "net"}
+    nameless = body("DEL", config, CNI_CONTAINERID="c9", CNI_IFNAME="eth0")
+    with structlog.testing.capture_logs() as logged:
+        async with serving(tmp_path, in_sync=False) as runtime:
+            runtime.gone.add("/run/netns/1")
+            assert (await runtime.delete()).success
+            assert (await runtime.delete()).success
+            assert (await runtime.post("/cni", nameless)).success
+    assert logged == []
 
 
 async def test_delete_by_an_agent_that_was_restarted(tmp_path: Path) -> None:
@@ -207,16 +223,20 @@ async def test_collection_without_a_list(tmp_path: Path, valid: object) -> None:
         assert runtime.on.row("1").sandbox is not None
 
 
-async def test_collection_leaves_other_networks_and_what_is_being_added(tmp_path: Path) -> None:
-    """GC is about one network, and about what is done, not about what runs."""
+async def test_collection_leaves_other_networks_alone(tmp_path: Path) -> None:
+    """GC is about one network: others have lists of their own."""
+    async with serving(tmp_path) as runtime:
+        await added(runtime)
+        assert (await collect(runtime, [], network="other")).success
+        assert runtime.on.row("1").sandbox is not None
+
+
+async def test_collection_leaves_what_is_being_added(tmp_path: Path) -> None:
+    """An attachment that is newer than the runtime's list is not ended by it."""
     async with serving(tmp_path, Node(ztunnel=None)) as runtime:
         known(runtime)
         adding = asyncio.create_task(runtime.add())
         await until_handed_over(runtime)
-        collected = body(
-            "GC", {"cniVersion": "1.1.0", "name": "x", "cni.dev/valid-attachments": []}
-        )
-        assert (await runtime.post("/cni", collected)).success
         assert (await collect(runtime, [])).success
         assert runtime.on.row("1").sandbox is not None
         adding.cancel()
@@ -341,6 +361,7 @@ async def test_what_istios_plugin_never_sends(tmp_path: Path, request_body: byte
         known(runtime)
         assert not (await runtime.post("/cmdadd", request_body)).success
         assert runtime.on.row("1").sandbox is None
+        assert runtime.api.asked == []
 
 
 async def test_lines_of_istios_plugin(tmp_path: Path) -> None:

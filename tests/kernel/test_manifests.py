@@ -13,7 +13,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodeagent.cluster import manifests
-from nodeagent.folder_watch import FolderLostError, FolderWatch
 from nodeagent.cluster.manifests import ManifestFolder
 from nodeagent.cluster.source import (
     NamespaceGone,
@@ -23,6 +22,7 @@ from nodeagent.cluster.source import (
     PodSeen,
     Synced,
 )
+from nodeagent.folder_watch import FolderLostError, FolderWatch
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
 from tests.eventually import eventually
 

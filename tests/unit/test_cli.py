@@ -46,10 +46,12 @@ def test_a_wrong_setting_stops_the_start_with_one_line(arguments: list[str]) -> 
 
 
 def test_an_agent_without_pods_to_watch_does_not_start() -> None:
-    """L4: without a source of pods there is nothing to be ready for."""
+    """L4: without a source of pods there is nothing to be ready for; the remedy is named."""
     run = nodeagent("run")
-    assert run.returncode == 2
-    assert run.stderr.startswith("nodeagent: POD_MANIFESTS (--pod-manifests) is not set")
+    assert run.returncode == 1
+    assert run.stderr.startswith("nodeagent: no API server: ")
+    assert "KUBECONFIG" in run.stderr
+    assert "POD_MANIFESTS" in run.stderr
     assert run.stderr.count("\n") == 1
 
 

@@ -1,0 +1,95 @@
+"""The agent's place in the CNI chain, made from the settings: server and installer."""
+
+import contextlib
+from collections.abc import Callable
+
+from nodeagent.cni.admission import Admission
+from nodeagent.cni.binary import packaged_binary
+from nodeagent.cni.installer import Installer
+from nodeagent.cni.own_pods import OwnPods
+from nodeagent.cni.plugin import Plugin
+from nodeagent.cni.server import serve_plugin
+from nodeagent.cni.uninstall import Report, uninstall
+from nodeagent.config import Settings
+from nodeagent.mesh.eligibility import Policy
+from nodeagent.mesh.table import Table
+from nodeagent.netns.namespace import NetnsId, NetworkNamespace
+from nodeagent.origin import Origin
+from nodeagent.redirect.redirector import PodRedirector
+
+_DAEMON_SET = "nodeagent"
+"""As in deploy/base, where the agent's own pod is not named."""
+
+
+def plugin_server(
+    settings: Settings,
+    *,
+    table: Table[NetworkNamespace],
+    policy: Policy,
+    redirector: PodRedirector,
+    origin: Origin,
+    missing: Callable[[], list[str]],
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Answer the plugin for as long as the context lasts. Raises ``OSError``."""
+
+    def identify(path: str) -> NetnsId:
+        return NetnsId.of_path(settings.on_host(path))
+
+    admission = Admission(
+        table,
+        policy,
+        own_pods=_own_pods(settings),
+        identify=identify,
+        missing=missing,
+        lookup=origin.pod,
+        lookup_namespace=origin.namespace,
+    )
+    return serve_plugin(
+        settings.cni_agent_run_dir,
+        Plugin(table, admission, inspect=redirector.inspect, missing=missing),
+    )
+
+
+def installer(settings: Settings) -> Installer | None:
+    """Return what keeps the plugin installed; None where the settings name no place for it.
+
+    Raises ``NoBinaryError``.
+    """
+    if settings.cni_net_dir is None:
+        return None
+    own_pods = _own_pods(settings)
+    return Installer(
+        net_dir=settings.on_host(settings.cni_net_dir),
+        bin_dir=settings.on_host(settings.cni_bin_dir),
+        entry={
+            "type": "nodeagent",
+            "socket": settings.plugin_socket,
+            "letThrough": {
+                "namespaces": sorted(settings.exclude_namespaces),
+                "agent": {"namespace": own_pods.namespace, "podPrefix": own_pods.prefix},
+            },
+        },
+        conf_name=settings.cni_conf_name,
+        chained=settings.chained_cni_plugin,
+        own_file=(
+            settings.istio_owned_cni_config_filename if settings.istio_owned_cni_config else None
+        ),
+        binary_source=packaged_binary(),
+    )
+
+
+def uninstall_plugin(settings: Settings) -> Report:
+    """Take the plugin out of the chain for good. Raises ``OSError``."""
+    if settings.cni_net_dir is None:
+        return Report()
+    return uninstall(
+        settings.on_host(settings.cni_net_dir),
+        settings.on_host(settings.cni_bin_dir),
+        prefix=settings.host_prefix,
+    )
+
+
+def _own_pods(settings: Settings) -> OwnPods:
+    # A DaemonSet's pods are called like it, with a dash and five characters.
+    name = settings.pod_name.rpartition("-")[0] or _DAEMON_SET
+    return OwnPods(namespace=settings.pod_namespace, prefix=f"{name}-")

@@ -1,0 +1,45 @@
+"""The request of Istio's own plugin, for nodes on which it is still in the chain."""
+
+import json
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Self
+
+from nodeagent.cni.errors import CniError, Code
+from nodeagent.cni.request import Environment, PodName, pod_name
+from nodeagent.mesh.pod import IPAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IstioRequest:
+    """What it posts to ``/cmdadd``: an ADD without a container id."""
+
+    pod: PodName
+    netns: str
+    addresses: tuple[IPAddress, ...]
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        """Read the request. Raises ``CniError``."""
+        try:
+            fields = json.loads(body)
+            netns, namespace, name = (
+                _text(fields[key]) for key in ("Netns", "PodNamespace", "PodName")
+            )
+            entries = fields.get("IPs") or []
+            addresses = tuple(ip_address(_text(entry["Address"]["IP"])) for entry in entries)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise CniError(
+                Code.INVALID_JSON, "not a request of Istio's plugin", repr(error)[:200]
+            ) from error
+        return cls(
+            pod=pod_name(namespace, name),
+            netns=Environment({"CNI_NETNS": netns}).netns,
+            addresses=addresses,
+        )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value

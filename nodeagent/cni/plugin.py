@@ -1,0 +1,153 @@
+"""The plugin's commands, answered from the table of workloads."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic
+
+import structlog
+
+from nodeagent.cni import result
+from nodeagent.cni.admission import Admission
+from nodeagent.cni.attachments import Attachments
+from nodeagent.cni.configuration import NEWEST, Configuration
+from nodeagent.cni.errors import CniError, Code
+from nodeagent.cni.istio import IstioRequest
+from nodeagent.cni.release import Release, attachment_of
+from nodeagent.cni.request import Attachment, Command, PodName, Request
+from nodeagent.mesh.eligibility import Wanted
+from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.pod import IPAddress, Pod
+from nodeagent.mesh.sandbox import Sandbox
+from nodeagent.mesh.table import Table
+from nodeagent.mesh.workload import N
+
+log = structlog.get_logger()
+
+_ISTIO = Attachment(network="", container_id="", interface="")
+"""Istio's plugin does not say what it attaches, nor when that ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the runtime gets: standard output, and whether the plugin exits with 0."""
+
+    success: bool
+    body: str = ""
+
+
+class Plugin(Generic[N]):
+    """Carries out what the container runtime asks for."""
+
+    def __init__(
+        self,
+        table: Table[N],
+        admission: Admission[N],
+        *,
+        inspect: Callable[[N, Pod], Awaitable[tuple[str, ...]]],
+        missing: Callable[[], list[str]],
+    ) -> None:
+        """`inspect`: as `mesh.enrolment.Redirector`; `missing`: what keeps us from being ready."""
+        self._admission = admission
+        self._attachments = Attachments()
+        self._release = Release(table, self._attachments, admission.identify)
+        self._inspect = inspect
+        self._missing = missing
+
+    async def call(self, body: bytes) -> Answer:
+        """Answer a call that the binary has forwarded."""
+        version = NEWEST
+        command = None
+        try:
+            request = Request.parse(body)
+            command = request.environment.command
+            if command is Command.VERSION:
+                return Answer(success=True, body=result.versions())
+            configuration = Configuration.parse(request.stdin)
+            version = configuration.version
+            return Answer(success=True, body=await self._run(command, request, configuration))
+        except CniError as error:
+            log.warning(
+                "plugin request failed", command=command, code=int(error.code), reason=str(error)
+            )
+            return Answer(success=False, body=result.failure(error, version))
+        except Exception:
+            log.exception("unexpected failure", command=command)
+            if command is Command.DEL:
+                return Answer(success=True)  # no pod hangs for a fault of ours (L18)
+            fault = CniError(Code.TRY_AGAIN, "the mesh's agent failed unexpectedly: see its log")
+            return Answer(success=False, body=result.failure(fault, version))
+
+    async def istio_add(self, body: bytes) -> None:
+        """Carry out an ADD of Istio's plugin. Raises ``CniError``."""
+        asked = IstioRequest.parse(body)
+        await self._add(asked.pod, _sandbox(_ISTIO, asked.netns, asked.addresses))
+
+    async def _run(self, command: Command, request: Request, configuration: Configuration) -> str:
+        environment = request.environment
+        match command:
+            case Command.ADD:
+                attachment, netns = request.attachment(configuration), environment.netns
+                if (pod := environment.pod) is not None:
+                    addresses = result.addresses(configuration.previous)
+                    await self._add(pod, _sandbox(attachment, netns, addresses))
+                return result.passed_on(configuration)
+            case Command.DEL:
+                await self._release.delete(
+                    request.attachment(configuration), environment.netns_if_any
+                )
+            case Command.CHECK:
+                request.attachment(configuration)
+                netns = environment.netns
+                if (pod := environment.pod) is not None:
+                    await self._check(pod, netns)
+            case Command.GC:
+                self._release.collect(configuration.name, configuration.attachments)
+            case _:
+                self._status()
+        return ""
+
+    async def _add(self, pod: PodName, sandbox: Sandbox) -> None:
+        with self._attachments.adding(attachment_of(sandbox)) as adding:
+            reason = await self._admission.admit(pod, sandbox, adding)
+        log.info("sandbox may go on", pod=str(pod), netns=sandbox.netns, reason=reason)
+
+    async def _check(self, pod: PodName, netns: str) -> None:
+        if self._admission.let_through(pod) is not None:
+            return
+        row = self._admission.known(pod)
+        if row is None or row.decision.wanted is Wanted.UNKNOWN:
+            why = row.decision.reason if row else "the agent has not heard of it"
+            raise CniError(Code.TRY_AGAIN, f"it is not known whether pod {pod} is in the mesh", why)
+        if row.decision.wanted is Wanted.NO:
+            return
+        namespace = row.namespace
+        if namespace is None or namespace.id != self._admission.identity_of(netns):
+            raise CniError(
+                Code.DIFFERS, f"pod {pod} is not in the mesh", f"{row.state.value}: {row.detail}"
+            )
+        try:
+            differences = await self._inspect(namespace, row.pod)
+        except RetryError as error:
+            raise CniError(Code.TRY_AGAIN, f"cannot look at pod {pod}", str(error)) from error
+        if differences:
+            raise CniError(
+                Code.DIFFERS, f"the redirection of pod {pod} differs", "; ".join(differences)
+            )
+
+    def _status(self) -> None:
+        # A ztunnel that is away is no reason: kubelet would take the node for not
+        # ready, and ztunnel's own pod could not start (L15).
+        if missing := self._missing():
+            raise CniError(
+                Code.NOT_AVAILABLE, "the agent is not ready", f"waits for {'; '.join(missing)}"
+            )
+
+
+def _sandbox(attachment: Attachment, netns: str, addresses: tuple[IPAddress, ...]) -> Sandbox:
+    return Sandbox(
+        container_id=attachment.container_id,
+        netns=netns,
+        addresses=addresses,
+        network=attachment.network,
+        interface=attachment.interface,
+    )

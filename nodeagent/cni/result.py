@@ -1,0 +1,70 @@
+"""What the plugin answers: results, errors, and what it speaks."""
+
+import json
+from ipaddress import ip_interface
+from typing import Any
+
+from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration, Member, members
+from nodeagent.cni.errors import CniError, Code
+from nodeagent.mesh.pod import IPAddress
+
+_MOST_ADDRESSES = 64
+"""Far more than an attachment has."""
+
+
+def passed_on(configuration: Configuration) -> str:
+    """Return the previous result as it came; an empty one where there is none.
+
+    Its version is that of the configuration: libcni converts it before it calls.
+    """
+    version = json.dumps(configuration.version)
+    previous = configuration.previous
+    if previous is None:
+        return f'{{"cniVersion": {version}}}'
+    parts = members(previous.text)
+    if "cniVersion" in parts and parts["cniVersion"].value == configuration.version:
+        return previous.text
+    parts["cniVersion"] = Member(configuration.version, version)
+    return "{" + ", ".join(f"{json.dumps(key)}: {it.text}" for key, it in parts.items()) + "}"
+
+
+def addresses(previous: Member | None) -> tuple[IPAddress, ...]:
+    """Return the addresses that the plugins before us gave. Raises ``CniError``."""
+    result = previous.value if previous else {}
+    if not isinstance(result, dict):
+        raise _invalid("prevResult is not an object")
+    entries = result.get("ips", [])
+    if not isinstance(entries, list) or len(entries) > _MOST_ADDRESSES:
+        raise _invalid(f"prevResult.ips is not a list of at most {_MOST_ADDRESSES}")
+    return tuple(_address(entry) for entry in entries)
+
+
+def failure(error: CniError, version: str) -> str:
+    """Return the error as the runtime reads it."""
+    body: dict[str, object] = {
+        "cniVersion": version,
+        "code": int(error.code),
+        "msg": error.message,
+    }
+    if error.details:
+        body["details"] = error.details
+    return json.dumps(body)
+
+
+def versions() -> str:
+    """Return the answer to VERSION."""
+    return json.dumps({"cniVersion": NEWEST, "supportedVersions": VERSIONS})
+
+
+def _address(entry: Any) -> IPAddress:
+    text = entry.get("address") if isinstance(entry, dict) else None
+    if not isinstance(text, str):
+        raise _invalid("an entry of prevResult.ips has no address")
+    try:
+        return ip_interface(text).ip
+    except ValueError as error:
+        raise _invalid(f"prevResult.ips: {json.dumps(text)[:100]} is no address") from error
+
+
+def _invalid(message: str) -> CniError:
+    return CniError(Code.INVALID_CONFIGURATION, message)

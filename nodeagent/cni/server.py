@@ -1,0 +1,131 @@
+"""The sockets at which CNI plugins ask: ours and Istio's."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from functools import partial
+
+import structlog
+from aiohttp import web
+
+from nodeagent.cni import plugin_log, result
+from nodeagent.cni.configuration import NEWEST
+from nodeagent.cni.errors import CniError, Code
+from nodeagent.cni.plugin import Answer, Plugin
+from nodeagent.mesh.workload import N
+from nodeagent.sockets import listening
+
+log = structlog.get_logger()
+
+_ROOT = 0
+_MAX_BODY = (1 << 20) + (1 << 18)
+"""Bytes: what the binary takes from standard input, and its environment."""
+_BODY_DEADLINE = 5.0
+"""Seconds; a request is there in one piece."""
+_BACKLOG = 1024
+"""More than a node starts pods at once; the kernel has its own bound."""
+_STOP_TIMEOUT = 0.2
+"""Seconds for requests under way when the agent stops; the runtime tries them again."""
+
+
+@contextlib.asynccontextmanager
+async def serve_plugin(directory: str, plugin: Plugin[N]) -> AsyncIterator[None]:
+    """Serve ``pluginevent.sock`` and ``log.sock`` in `directory`, to root alone.
+
+    Raises ``OSError`` where a socket cannot be had.
+    """
+    requests = web.Application(client_max_size=_MAX_BODY)
+    requests.router.add_post("/cni", partial(_call, plugin))
+    requests.router.add_post("/cmdadd", partial(_istio_add, plugin))
+    logs = web.Application(client_max_size=_MAX_BODY)
+    logs.router.add_post("/log", _log)
+    async with (
+        _serve(os.path.join(directory, "pluginevent.sock"), requests),
+        _serve(os.path.join(directory, "log.sock"), logs),
+    ):
+        yield
+
+
+class _RootOnly(asyncio.Protocol):
+    """Lets a connection of root through to `server`; of another one not a byte is read."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a stream it is
+        connected = transport.get_extra_info("socket")
+        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, _ = struct.unpack("iII", credentials)
+        if uid != _ROOT:
+            log.warning("refused a peer", pid=pid, uid=uid)
+            transport.abort()
+            return
+        protocol = self._server()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+@contextlib.asynccontextmanager
+async def _serve(path: str, app: web.Application) -> AsyncIterator[None]:
+    # A request whose runtime has given up ends with its connection.
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=_STOP_TIMEOUT
+    )
+    with listening(path, socket.SOCK_STREAM, setting="CNI_AGENT_RUN_DIR") as listener:
+        await runner.setup()
+        try:
+            server = runner.server
+            assert server is not None  # noqa: S101 - it is set up
+            accepting = await asyncio.get_running_loop().create_unix_server(
+                lambda: _RootOnly(server), sock=listener, backlog=_BACKLOG
+            )
+            try:
+                yield
+            finally:
+                accepting.close()
+        finally:
+            await runner.cleanup()
+
+
+async def _call(plugin: Plugin[N], request: web.Request) -> web.Response:
+    try:
+        answer = await plugin.call(await _body(request))
+    except CniError as error:
+        log.warning("no plugin request", reason=str(error))
+        answer = Answer(success=False, body=result.failure(error, NEWEST))
+    return web.Response(
+        status=200 if answer.success else 500, text=answer.body, content_type="application/json"
+    )
+
+
+async def _istio_add(plugin: Plugin[N], request: web.Request) -> web.Response:
+    try:
+        await plugin.istio_add(await _body(request))
+    except CniError as error:
+        log.warning("request of Istio's plugin failed", reason=str(error))
+        return web.Response(status=500, text=str(error))
+    return web.Response(text="ok")
+
+
+async def _log(request: web.Request) -> web.Response:
+    try:
+        plugin_log.print_lines(plugin_log.parse(await _body(request)))
+    except (CniError, ValueError) as error:
+        return web.Response(status=400, text=str(error))
+    return web.Response(text="ok")
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_DEADLINE):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise CniError(Code.INVALID_JSON, f"a request of more than {_MAX_BODY} bytes") from error
+    except TimeoutError as error:
+        raise CniError(
+            Code.TRY_AGAIN, f"the request was not complete after {_BODY_DEADLINE:g} s"
+        ) from error

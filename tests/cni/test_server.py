@@ -1,0 +1,456 @@
+"""ADD over the model of the heart: what is let through, held, and handed over."""
+
+import asyncio
+import os
+import stat
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from nodeagent.mesh.enrolment import Look
+from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Namespace, Pod, PodUID
+from nodeagent.mesh.workload import State
+from tests.cni.container_runtime import (
+    Runtime,
+    body,
+    descriptors_are_given_back,
+    serving,
+)
+from tests.eventually import eventually
+from tests.mesh.node import Held, Node
+from tests.mesh.test_reconciler import AMBIENT, SHOP, a_pod
+
+TRY_AGAIN = 11
+STARTING = a_pod(addresses=())
+
+
+def known(runtime: Runtime, uid: str = "1", **changes: object) -> None:
+    """Let the watch tell of a mesh pod that has no address yet."""
+    runtime.on.table.namespace_seen(SHOP)
+    runtime.on.table.pod_seen(replace(a_pod(uid, addresses=()), **changes))  # type: ignore[arg-type]
+
+
+async def until_handed_over(runtime: Runtime, container: str = "c1", uid: str = "1") -> None:
+    def handed_over() -> bool:
+        sandbox = runtime.on.row(uid).sandbox
+        return sandbox is not None and sandbox.container_id == container
+
+    await eventually(handed_over)
+
+
+async def test_mesh_pod_goes_on_when_it_is_accepted(tmp_path: Path) -> None:
+    """ADD ends when rules are in and ztunnel has accepted, though no address was known."""
+    async with serving(tmp_path) as runtime:
+        known(runtime)
+        reply = await runtime.add()
+        assert reply.success
+        assert '"address": "10.0.0.1/24"' in reply.text
+        node = runtime.on.node
+        assert (node.rules, node.ztunnel) == ({1}, {"1": 1})
+        assert runtime.on.row("1").pod.addresses == (IPv4Address("10.0.0.1"),)
+        assert runtime.api.asked == [], "what the cache knows is not asked for"
+
+
+async def test_previous_result_is_passed_on_to_the_byte(tmp_path: Path) -> None:
+    """A chained plugin that adds nothing changes nothing: numbers, order, spaces."""
+    text = '{ "z":1.50, "cniVersion" : "1.0.0", "n":12345678901234567890123, "a":"\\u00e9" }'
+    config = f'{{"name": "net", "prevResult": {text}, "cniVersion": "1.0.0"}}'
+    variables = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/1", "CNI_IFNAME": "eth0"}
+    pod = "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=dns"
+    async with serving(tmp_path) as runtime:
+        reply = await runtime.post("/cni", body("ADD", config, **variables, CNI_ARGS=pod))
+        assert (reply.success, reply.text) == (True, text)
+
+
+async def test_pod_outside_the_mesh_goes_on_at_once(tmp_path: Path) -> None:
+    """L26: the table's decision is the plugin's; such a pod is never touched."""
+    async with serving(tmp_path) as runtime:
+        known(runtime, labels={})
+        assert (await runtime.add()).success
+        assert runtime.on.row("1").sandbox is None
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name"), [("kube-system", "dns"), ("istio-system", "nodeagent-x2x4z")]
+)
+async def test_start_up_waits_for_nobody_who_is_needed_for_it(
+    tmp_path: Path, namespace: str, name: str
+) -> None:
+    """L15: excluded namespaces and the agent's own pods go on before the agent is ready."""
+    async with serving(tmp_path, in_sync=False) as runtime:
+        runtime.api.away = True
+        reply = await runtime.add(namespace=namespace, name=name)
+        assert reply.success
+        assert runtime.api.asked == []
+
+
+@pytest.mark.parametrize("name", ["nodeagent-x2x4z-0", "nodeagent-x2x4", "web"])
+async def test_names_like_the_agents_are_no_way_around(tmp_path: Path, name: str) -> None:
+    """L15: only what a DaemonSet's controller makes is let through unasked."""
+    async with serving(tmp_path, deadline=0.05, in_sync=False) as runtime:
+        assert (await runtime.add(namespace="istio-system", name=name)).code == TRY_AGAIN
+
+
+async def test_container_that_is_no_pod(tmp_path: Path) -> None:
+    """A container without a pod's name cannot be in the mesh, and is let be."""
+    variables = {"CNI_CONTAINERID": "c1", "CNI_NETNS": "/1", "CNI_IFNAME": "eth0"}
+    config = {"cniVersion": "0.4.0", "name": "net"}
+    async with serving(tmp_path, in_sync=False) as runtime:
+        reply = await runtime.post("/cni", body("ADD", config, **variables))
+        assert (reply.success, reply.text) == (True, '{"cniVersion": "0.4.0"}')
+
+
+async def test_pod_that_the_watch_brings_late(tmp_path: Path) -> None:
+    """A pod that the runtime starts before the watch has told of it waits, and is not asked for."""
+    async with serving(tmp_path) as runtime:
+        adding = asyncio.create_task(runtime.add())
+        await eventually(lambda: bool(runtime.on.table._seen._waiters))
+        known(runtime)
+        assert (await adding).success
+        assert runtime.api.asked == []
+
+
+async def test_watch_that_stands_still(tmp_path: Path) -> None:
+    """A pod and a namespace that the watch does not bring are asked for."""
+    async with serving(tmp_path) as runtime:
+        runtime.api.pods.append(replace(STARTING, labels={}))
+        runtime.api.namespaces["shop"] = Namespace("shop", AMBIENT)
+        assert (await runtime.add()).success
+        assert runtime.api.asked == ["shop/web", "shop"]
+        assert runtime.on.node.rules == {1}
+
+
+async def test_unknown_is_not_no(tmp_path: Path) -> None:
+    """L16: with the API server away a pod that is not in the cache is held, and told why."""
+    async with serving(tmp_path, deadline=0.4) as runtime:
+        runtime.api.away = True
+        reply = await runtime.add()
+        assert reply.code == TRY_AGAIN
+        assert "shop/web" in reply.message
+        assert "the API server does not answer" in reply.message
+
+
+async def test_unknown_namespace_is_not_no(tmp_path: Path) -> None:
+    """L16: neither is a pod let through whose namespace nobody can tell of."""
+    async with serving(tmp_path, deadline=0.4) as runtime:
+        runtime.api.away = True
+        runtime.on.table.pod_seen(replace(STARTING, labels={}))
+        reply = await runtime.add()
+        assert reply.code == TRY_AGAIN
+        assert "the API server does not answer" in reply.message
+
+
+async def test_api_server_that_comes_back(tmp_path: Path) -> None:
+    """L16: a pod that was held goes on when the API server answers again, within one ADD."""
+    async with serving(tmp_path) as runtime:
+        runtime.api.away = True
+        adding = asyncio.create_task(runtime.add())
+        await eventually(lambda: len(runtime.api.asked) >= 2)
+        runtime.api.pods.append(replace(STARTING, labels={}))
+        runtime.api.namespaces["shop"] = SHOP
+        runtime.api.away = False
+        assert (await adding).success
+
+
+async def test_answer_about_a_pod_that_is_older_than_the_news(tmp_path: Path) -> None:
+    """What the watch tells while the API server is asked is newer than the answer."""
+    async with serving(tmp_path) as runtime:
+        runtime.api.may_answer.clear()
+        runtime.api.pods.append(STARTING)
+        adding = asyncio.create_task(runtime.add())
+        await eventually(lambda: runtime.api.asked == ["shop/web"])
+        known(runtime, labels={})
+        runtime.api.may_answer.set()
+        assert (await adding).success
+        assert runtime.on.row("1").sandbox is None
+
+
+async def test_answer_about_a_namespace_that_is_older_than_the_news(tmp_path: Path) -> None:
+    """The same for the labels of a namespace."""
+    async with serving(tmp_path) as runtime:
+        runtime.api.may_answer.clear()
+        runtime.api.namespaces["shop"] = Namespace("shop", AMBIENT)
+        runtime.on.table.pod_seen(replace(STARTING, labels={}))
+        adding = asyncio.create_task(runtime.add())
+        await eventually(lambda: runtime.api.asked == ["shop"])
+        runtime.on.table.namespace_seen(SHOP)
+        runtime.api.may_answer.set()
+        assert (await adding).success
+        assert runtime.on.row("1").sandbox is None
+
+
+async def test_pod_of_the_same_name_from_before(tmp_path: Path) -> None:
+    """A row of another UID under the same name is not the pod that starts."""
+    async with serving(tmp_path) as runtime:
+        known(runtime, "1", labels={})
+        adding = asyncio.create_task(runtime.add(uid="2", netns=2))
+        await eventually(lambda: bool(runtime.on.table._seen._waiters))
+        known(runtime, "2")
+        assert (await adding).success
+        assert runtime.on.node.ztunnel == {"2": 2}
+
+
+async def test_pod_that_was_replaced(tmp_path: Path) -> None:
+    """A sandbox for a UID that the API server does not have any more does not go on."""
+    async with serving(tmp_path) as runtime:
+        runtime.api.pods.append(replace(STARTING, uid=PodUID("2")))
+        reply = await runtime.add(uid="1")
+        assert reply.code == TRY_AGAIN
+        assert "was replaced" in reply.message
+        assert len(runtime.on.table) == 0
+
+
+async def test_pod_that_does_not_exist(tmp_path: Path) -> None:
+    """A sandbox for a pod that was deleted meanwhile does not go on."""
+    async with serving(tmp_path) as runtime:
+        reply = await runtime.add()
+        assert reply.code == TRY_AGAIN
+        assert "knows of no pod shop/web" in reply.message
+
+
+async def test_static_pod(tmp_path: Path) -> None:
+    """The runtime knows a static pod by its manifest's hash; its mirror's UID is another."""
+    async with serving(tmp_path) as runtime:
+        known(runtime, "1", annotations={CONFIG_MIRROR: "h1", CONFIG_HASH: "h1"})
+        assert (await runtime.add(uid="h1")).success
+        assert runtime.on.node.ztunnel == {"1": 1}
+
+
+async def test_runtime_that_does_not_tell_the_uid(tmp_path: Path) -> None:
+    """The pod that has the name now is meant."""
+    async with serving(tmp_path) as runtime:
+        known(runtime)
+        assert (await runtime.add(uid=None)).success
+
+
+async def test_no_ztunnel(tmp_path: Path) -> None:
+    """Without a ztunnel a mesh pod is held, and its event says what to look at."""
+    async with serving(tmp_path, Node(ztunnel=None), deadline=0.2) as runtime:
+        known(runtime)
+        reply = await runtime.add()
+        assert reply.code == TRY_AGAIN
+        assert "pending: no ztunnel is connected" in reply.message
+
+
+async def test_ztunnel_that_comes_back_in_time(tmp_path: Path) -> None:
+    """A pod that waits for ztunnel goes on when that is there."""
+    async with serving(tmp_path, Node(ztunnel=None)) as runtime:
+        known(runtime)
+        adding = asyncio.create_task(runtime.add())
+        await runtime.on.until_state("1", State.PENDING)
+        runtime.on.node.ztunnel = {}
+        runtime.on.reconciler.look_at(PodUID("1"))
+        assert (await adding).success
+
+
+async def test_refusal(tmp_path: Path) -> None:
+    """What ztunnel says of a pod that it refuses reaches the pod's events."""
+    async with serving(tmp_path, Node(refusing=True), deadline=0.2) as runtime:
+        known(runtime)
+        reply = await runtime.add()
+        assert reply.code == TRY_AGAIN
+        assert "retrying: cannot bind" in reply.message
+
+
+async def test_acceptance_of_another_sandbox_is_not_enough(tmp_path: Path) -> None:
+    """L14: a pod whose former sandbox is in the mesh waits until the new one is."""
+    async with serving(tmp_path) as runtime:
+        known(runtime)
+        assert (await runtime.add()).success
+        runtime.on.node.ztunnel = None
+        adding = asyncio.create_task(runtime.add(container="c2", netns=2))
+        await until_handed_over(runtime, "c2")
+        await runtime.on.until_state("1", State.PENDING)
+        assert not adding.done()
+        runtime.on.node.ztunnel = {}
+        runtime.on.reconciler.look_at(PodUID("1"))
+        assert (await adding).success
+        assert runtime.on.node.ztunnel == {"1": 2}
+
+
+async def test_acceptance_from_before_the_rules_went_is_not_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod that was leaving, and is to stay now, waits until its rules send to ztunnel again."""
+    async with serving(tmp_path, Node(connections=2), removal_grace=60) as runtime:
+        known(runtime)
+        assert (await runtime.add()).success
+        known(runtime, labels={})
+        await runtime.on.until_state("1", State.LEAVING)
+        writing, may_write = asyncio.Event(), asyncio.Event()
+        ensure = runtime.on.node.ensure
+
+        async def slowly(namespace: Held, pod: Pod) -> Look:
+            writing.set()
+            await may_write.wait()
+            return await ensure(namespace, pod)
+
+        monkeypatch.setattr(runtime.on.node, "ensure", slowly)
+        known(runtime)
+        await writing.wait()
+        adding = asyncio.create_task(runtime.add())
+        await eventually(runtime.on.row("1").wake.is_set)  # handed over once more
+        assert not (await asyncio.wait([adding], timeout=0.05))[0]
+        may_write.set()
+        assert (await adding).success
+
+
+async def test_agent_that_is_still_starting(tmp_path: Path) -> None:
+    """A mesh pod waits for the first lists, and goes on with what they say."""
+    async with serving(tmp_path, in_sync=False) as runtime:
+        adding = asyncio.create_task(runtime.add())
+        await eventually(lambda: bool(runtime.on.table._synced._waiters))
+        assert runtime.api.asked == [], "the lists are under way"
+        known(runtime)
+        runtime.on.table.synced()
+        assert (await adding).success
+
+
+async def test_agent_that_does_not_get_ready(tmp_path: Path) -> None:
+    """Its pods' events say what the agent waits for."""
+    async with serving(tmp_path, in_sync=False, deadline=0.05) as runtime:
+        runtime.missing = ["the first list of pods"]
+        reply = await runtime.add()
+        assert reply.code == TRY_AGAIN
+        assert "the first list of pods" in reply.message
+
+
+async def test_label_that_goes_while_the_pod_waits(tmp_path: Path) -> None:
+    """A pod that leaves the mesh during its ADD goes on, and nothing is left in it."""
+    async with serving(tmp_path, Node(ztunnel=None)) as runtime:
+        known(runtime)
+        adding = asyncio.create_task(runtime.add())
+        await runtime.on.until_state("1", State.PENDING)
+        known(runtime, labels={})
+        assert (await adding).success
+        assert runtime.on.node.rules == set()
+
+
+async def test_pod_that_goes_while_it_waits(tmp_path: Path) -> None:
+    """A pod that is deleted during its ADD does not go on."""
+    async with serving(tmp_path, Node(ztunnel=None)) as runtime:
+        known(runtime)
+        adding = asyncio.create_task(runtime.add())
+        await runtime.on.until_state("1", State.PENDING)
+        runtime.on.table.pod_gone(PodUID("1"))
+        reply = await adding
+        assert reply.code == TRY_AGAIN
+        assert "does not exist any more" in reply.message
+
+
+async def test_chain_that_gives_no_address(tmp_path: Path) -> None:
+    """A mesh pod without an address could not be verified: the chain's order is at fault."""
+    async with serving(tmp_path) as runtime:
+        known(runtime)
+        reply = await runtime.add(address="")
+        assert reply.code == 7
+        assert "behind the plugin" in reply.message
+
+
+async def test_namespace_that_is_gone_already(tmp_path: Path) -> None:
+    """A stale ADD, whose namespace was taken down, does not touch the pod's row."""
+    async with serving(tmp_path) as runtime:
+        known(runtime)
+        assert (await runtime.add()).success
+        runtime.gone.add("/run/netns/7")
+        assert (await runtime.add(container="c0", netns=7)).code == TRY_AGAIN
+        assert runtime.on.node.ztunnel == {"1": 1}
+
+
+async def test_same_request_twice(tmp_path: Path) -> None:
+    """Both succeed, one after the other and at the same time."""
+    async with serving(tmp_path) as runtime:
+        known(runtime)
+        replies = await asyncio.gather(*(runtime.add() for _ in range(5)))
+        assert all(reply.success for reply in [*replies, await runtime.add()])
+        await runtime.on.settled()
+        assert len(runtime.on.node.open) == 1
+
+
+async def test_second_network_of_a_sandbox(tmp_path: Path) -> None:
+    """A further interface in a sandbox that is in the mesh does not take its place."""
+    async with serving(tmp_path) as runtime:
+        known(runtime)
+        assert (await runtime.add()).success
+        assert (await runtime.add(ifname="net1", address="10.1.0.1")).success
+        assert runtime.on.row("1").pod.addresses == (IPv4Address("10.0.0.1"),)
+        assert (await runtime.delete(ifname="net1")).success
+        assert runtime.on.node.ztunnel == {"1": 1}
+
+
+async def test_add_that_was_cancelled_and_came_again(tmp_path: Path) -> None:
+    """L14: the runtime gave up on one sandbox and made another: only that one counts."""
+    async with serving(tmp_path, Node(ztunnel=None)) as runtime:
+        known(runtime)
+        first = asyncio.create_task(runtime.add(container="c1", netns=1))
+        await until_handed_over(runtime, "c1")
+        first.cancel()
+        second = asyncio.create_task(runtime.add(container="c2", netns=2))
+        await until_handed_over(runtime, "c2")
+        assert (await runtime.delete(container="c1", netns=1)).success
+        runtime.on.node.ztunnel = {}
+        runtime.on.reconciler.look_at(PodUID("1"))
+        assert (await second).success
+        assert runtime.on.node.ztunnel == {"1": 2}
+        assert [held.id for held in runtime.on.node.open] == [2]
+
+
+async def test_add_whose_pod_has_a_newer_sandbox(tmp_path: Path) -> None:
+    """L14: an ADD that still runs when the next sandbox is made ends with a failure."""
+    async with serving(tmp_path, Node(ztunnel=None)) as runtime:
+        known(runtime)
+        first = asyncio.create_task(runtime.add(container="c1", netns=1))
+        await until_handed_over(runtime, "c1")
+        second = asyncio.create_task(runtime.add(container="c2", netns=2))
+        reply = await first
+        assert reply.code == TRY_AGAIN
+        assert "another sandbox" in reply.message
+        second.cancel()
+
+
+async def test_client_that_goes_away_is_not_worked_for(tmp_path: Path) -> None:
+    """A request ends with its connection, and leaves nothing behind."""
+    async with serving(tmp_path, folder=True) as runtime:
+        with descriptors_are_given_back():
+            adding = asyncio.create_task(runtime.add())
+            await eventually(lambda: bool(runtime.on.table._seen._waiters))
+            adding.cancel()
+            await eventually(lambda: not runtime.on.table._seen._waiters)
+
+
+async def test_thousands_at_once(tmp_path: Path) -> None:
+    """L5: two thousand pods are added at the same moment, half of them before they are known."""
+    pods = [
+        replace(STARTING, uid=PodUID(str(number)), name=f"web-{number}")
+        for number in range(1, 2001)
+    ]
+    late = pods[1::2]
+    async with serving(tmp_path, deadline=30) as runtime:
+        runtime.api.pods = late
+        for pod in pods[::2]:
+            runtime.on.table.pod_seen(pod)
+
+        async def add(pod: Pod) -> bool:
+            reply = await runtime.add(
+                container=f"c{pod.uid}", netns=int(pod.uid), name=pod.name, uid=pod.uid
+            )
+            return reply.success
+
+        adding = [asyncio.create_task(add(pod)) for pod in pods]
+        await eventually(lambda: bool(runtime.on.table._seen._waiters))
+        for pod in late:
+            runtime.on.table.pod_seen(pod)
+        assert all(await asyncio.gather(*adding))
+        assert runtime.on.node.ztunnel == {pod.uid: int(pod.uid) for pod in pods}
+        assert len(runtime.on.node.open) == len(pods)
+
+
+async def test_sockets_belong_to_root(tmp_path: Path) -> None:
+    """Mode 0600 from the first moment, and a peer that is not root is not read from."""
+    async with serving(tmp_path):
+        for name in ("pluginevent.sock", "log.sock"):
+            path = tmp_path / name
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == []
