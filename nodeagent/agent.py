@@ -157,21 +157,10 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
         policy = _policy(settings)
         reconciler = Reconciler(policy, parts, tasks, verify_interval=settings.verify_interval)
         table = reconciler.table
-        # A ztunnel that connects meanwhile waits in the backlog: quicker than its own back-off.
-        listener = stack.enter_context(
-            listening(
-                settings.ztunnel_uds_address, socket.SOCK_SEQPACKET, setting="ZTUNNEL_UDS_ADDRESS"
-            )
-        )
-        await stack.enter_async_context(
-            serve_admin(
-                settings.admin_socket,
-                workloads=lambda: [row.describe() for row in table],
-                missing=lambda: missing,
-            )
-        )
-        if address := _readiness_address(settings):
-            await stack.enter_async_context(serve_health(address, missing=lambda: missing))
+        chain = installer(settings)
+        if chain is not None:
+            missing.append(_CHAIN)
+        listener = await stack.enter_async_context(_sockets(settings, table, missing))
         await probes.start()
         # Before the first list: a plugin that waits here need not wait for a retry.
         await stack.enter_async_context(
@@ -188,9 +177,8 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
         if origin.deliver is not None:
             tasks.create_task(origin.deliver(), name="status")
         if departure is not None:
-            tasks.create_task(departure.learn(), name="own DaemonSet")
-        if (chain := installer(settings)) is not None:
-            missing.append(_CHAIN)
+            tasks.create_task(departure.follow(), name="own DaemonSet")
+        if chain is not None:
             tasks.create_task(chain.run(), name="CNI installer")
             tasks.create_task(_installed(chain, missing), name="CNI plugin installed")
         tasks.create_task(_follow(origin.source, table), name="pod source")
@@ -205,6 +193,30 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
         if api is not None and settings.remove_startup_taint:
             tasks.create_task(_untaint(settings, api, chain), name="start-up taint")
         await ZdsServer(book, peer_uids=settings.zds_peer_uids).serve(listener)
+
+
+@contextlib.asynccontextmanager
+async def _sockets(
+    settings: Settings, table: Table[NetworkNamespace], missing: list[str]
+) -> AsyncIterator[socket.socket]:
+    """Answer kubelet and ``nodeagent status``, and listen for ztunnel. Raises ``OSError``."""
+    async with contextlib.AsyncExitStack() as stack:
+        # A ztunnel that connects meanwhile waits in the backlog: quicker than its own back-off.
+        listener = stack.enter_context(
+            listening(
+                settings.ztunnel_uds_address, socket.SOCK_SEQPACKET, setting="ZTUNNEL_UDS_ADDRESS"
+            )
+        )
+        await stack.enter_async_context(
+            serve_admin(
+                settings.admin_socket,
+                workloads=lambda: [row.describe() for row in table],
+                missing=lambda: missing,
+            )
+        )
+        if address := _readiness_address(settings):
+            await stack.enter_async_context(serve_health(address, missing=lambda: missing))
+        yield listener
 
 
 @contextlib.asynccontextmanager

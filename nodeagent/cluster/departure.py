@@ -1,6 +1,7 @@
 """Whether an agent that is told to stop leaves its node for good, or for its successor (L17)."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from urllib.parse import quote
 import structlog
 
 from nodeagent.cluster.api import ApiError, ApiServer
+from nodeagent.cluster.listwatch import Gone, ListWatch, Resource, Seen
 from nodeagent.mesh.backoff import Backoff
 
 log = structlog.get_logger()
@@ -38,12 +40,39 @@ class Departure:
         self._daemonsets = f"/apis/apps/v1/namespaces/{quote(pod_namespace, safe='')}/daemonsets"
         self._node = f"/api/v1/nodes/{quote(node_name, safe='')}"
         self._daemonset: str | None = None
+        self._ending = ""
+        """What the watch told last of the DaemonSet's end, in words."""
+
+    async def follow(self) -> None:
+        """Learn which DaemonSet it is, and hear of its end, without end.
+
+        Whoever removes everything at once takes our permissions too, before we are
+        told to stop and could ask. A watch that stands is not cut off by that.
+        """
+        await self.learn()
+        if self._daemonset is None:
+            return
+        watch = ListWatch(
+            self._api,
+            Resource(
+                name="daemonsets",
+                path=self._daemonsets,
+                selector={"fieldSelector": f"metadata.name={self._daemonset}"},
+                key=lambda _: "",
+                project=_is_ending,
+                at_home=True,
+            ),
+        )
+        async with contextlib.aclosing(watch.changes()) as changes:
+            async for change in changes:
+                match change:
+                    case Seen(ending):
+                        self._ending = "is being deleted" if ending else ""
+                    case Gone():
+                        self._ending = "is gone"
 
     async def learn(self) -> None:
-        """Find out the DaemonSet's name while the API can be asked; returns once it is known.
-
-        To be run in the background: it tries until then.
-        """
+        """Find out the DaemonSet's name while the API can be asked; returns once it is known."""
         backoff = Backoff(longest=_LONGEST)
         trouble: object = ()
         while True:
@@ -70,18 +99,25 @@ class Departure:
             async with asyncio.timeout(timeout):
                 reason = await self._reason()
         except TimeoutError:
-            log.warning("taken for an upgrade", reason=f"no answer from the API in {timeout:g} s")
+            reason = self._remembered(f"no answer from the API in {timeout:g} s")
         except (ApiError, UnclearError) as error:
-            log.warning("taken for an upgrade", reason=str(error))
+            reason = self._remembered(str(error))
         except (AttributeError, LookupError, TypeError) as error:
-            log.warning("taken for an upgrade", reason=f"the API's answer is odd: {error!r}")
+            reason = self._remembered(f"the API's answer is odd: {error!r}")
         else:
             if reason is None:
                 log.info("an upgrade or a restart: the DaemonSet stands", name=self._daemonset)
-                return False
-            log.info("an uninstall", reason=reason)
-            return True
-        return False
+        if reason is None:
+            return False
+        log.info("an uninstall", reason=reason)
+        return True
+
+    def _remembered(self, trouble: str) -> str | None:
+        """What was told of the DaemonSet's end before there was `trouble` to ask."""
+        if self._ending:
+            return f"DaemonSet {self._daemonset} {self._ending}"
+        log.warning("taken for an upgrade", reason=trouble)
+        return None
 
     async def _reason(self) -> str | None:
         unread = None
@@ -102,7 +138,7 @@ class Departure:
             if unread is not None:
                 raise UnclearError(f"no DaemonSet, and own pod cannot be read: {unread}") from error
             return f"DaemonSet {self._daemonset} is gone"
-        if "deletionTimestamp" in daemonset["metadata"]:
+        if _is_ending(daemonset):
             return f"DaemonSet {self._daemonset} is being deleted"
         if not selects(daemonset, await self._api.get(self._node)):
             return f"DaemonSet {self._daemonset} does not select this node"
@@ -116,6 +152,10 @@ class Departure:
                 name: str = owner["name"]
                 return name
         raise UnclearError(f"pod {self._pod_name} belongs to no DaemonSet")
+
+
+def _is_ending(daemonset: Object) -> bool:
+    return "deletionTimestamp" in daemonset["metadata"]
 
 
 def selects(daemonset: Object, node: Object) -> bool:

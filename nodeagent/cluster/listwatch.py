@@ -56,6 +56,8 @@ class Resource(Generic[T]):
     project: Callable[[Raw], T]
     list_accept: str = JSON
     watch_accept: str = JSON
+    at_home: bool = False
+    """It is followed in the agent's own namespace only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,7 @@ class ListWatch(Generic[T]):
         """Say it, unless it was said, and return how long the server wants to be left alone."""
         reason = str(error)
         if error.denied:
-            reason = denial(error, verb=verb, resource=self._resource.name, who=self._api.account)
+            reason = _denial(error, verb, self._resource, self._api.account)
         if (trouble := f"{verb} {error.status}") != self._trouble:
             self._log.warning("cannot be followed; trying again", reason=reason)
         self._trouble = trouble
@@ -233,12 +235,13 @@ class ListWatch(Generic[T]):
             self._log.info("followed again")
 
 
-def denial(error: ApiError, *, verb: str, resource: str, who: str) -> str:
+def _denial(error: ApiError, verb: str, resource: Resource[T], who: str) -> str:
     """What to tell people about a permission that is missing or a credential not taken."""
-    what = f"cannot {verb} {resource} at the cluster scope"
+    scope, role = ("here", "Role") if resource.at_home else ("at the cluster scope", "ClusterRole")
+    what = f"cannot {verb} {resource.name} {scope}"
     if error.status == _UNKNOWN_USER:
         return f"{what}: the API server does not take the credential of {who}: {error}"
-    return f'{what}: {who} needs the ClusterRole "nodeagent" (deploy/base/rbac.yaml)'
+    return f'{what}: {who} needs the {role} "nodeagent" (deploy/base/rbac.yaml)'
 
 
 def _event(line: bytes) -> tuple[str, Raw]:

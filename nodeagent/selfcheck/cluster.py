@@ -42,14 +42,17 @@ def permissions(settings: Settings) -> tuple[Permission, ...]:
         for resource in ("pods", "namespaces")
         for verb in ("list", "watch", "get")
     ]
-    daemonset = Permission(
-        verb="get",
-        resource="daemonsets",
-        group="apps",
-        name="nodeagent",
-        namespace=settings.pod_namespace,
-        role=_HOME,
-    )
+    daemonset = [
+        Permission(
+            verb=verb,
+            resource="daemonsets",
+            group="apps",
+            name="nodeagent",
+            namespace=settings.pod_namespace,
+            role=_HOME,
+        )
+        for verb in ("get", "list", "watch")
+    ]
     taint = Permission(verb="patch", resource="nodes", name=settings.node_name, role=_TAINT)
     return (
         *reading,
@@ -57,7 +60,7 @@ def permissions(settings: Settings) -> tuple[Permission, ...]:
         Permission(verb="create", resource="events"),
         Permission(verb="get", resource="nodes", name=settings.node_name),
         *([taint] if settings.remove_startup_taint else []),
-        *([daemonset] if settings.pod_name else []),
+        *(daemonset if settings.pod_name else []),
     )
 
 

@@ -159,6 +159,54 @@ async def test_api_that_does_not_say(
     assert await departure.for_good()
 
 
+@pytest.mark.parametrize("finalizers", [(), ("example.test/wait",)], ids=["gone", "being deleted"])
+async def test_permissions_go_with_the_daemonset(
+    control_plane: ControlPlane,
+    api: ApiServer,
+    proxy: FaultProxy,
+    installed: Installed,
+    finalizers: tuple[str, ...],
+) -> None:
+    """L17: with all removed at once nobody may ask any more; but it was told before."""
+    installed.own("doomed", installed.make_daemonset("doomed", finalizers))
+    departure = installed.departure(api)
+    following = asyncio.create_task(departure.follow())
+    await eventually(lambda: proxy.count("daemonsets.*watch=") == 1)
+    proxy.answer(403, times=1000)
+    assert not await departure.for_good()
+    installed.admin.delete(f"{installed.daemonsets}/doomed")
+    async with asyncio.timeout(10):
+        while not await departure.for_good():  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(0.01)
+    following.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await following
+    if finalizers:
+        control_plane.admin.patch(
+            f"{installed.daemonsets}/doomed", {"metadata": {"finalizers": None}}
+        )
+
+
+async def test_daemonset_that_came_back_is_no_end(
+    api: ApiServer, proxy: FaultProxy, installed: Installed
+) -> None:
+    """L17: of a DaemonSet that was replaced, the last word counts."""
+    departure = installed.departure(api)
+    following = asyncio.create_task(departure.follow())
+    await eventually(lambda: proxy.count("daemonsets.*watch=") == 1)
+    installed.admin.delete(f"{installed.daemonsets}/agent")
+    proxy.answer(500, times=1000)
+    async with asyncio.timeout(10):
+        while not await departure.for_good():  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(0.01)
+        installed.own("agent", installed.make_daemonset("agent"))
+        while await departure.for_good():  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(0.01)
+    following.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await following
+
+
 async def test_name_is_learnt_in_the_end(
     api: ApiServer, proxy: FaultProxy, installed: Installed
 ) -> None:

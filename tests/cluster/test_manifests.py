@@ -27,7 +27,9 @@ EVERYWHERE = {
     ("get", "", "nodes", ""),
 }
 """Verb, group, resource, name: what the agent's requests are, and no others."""
-AT_HOME = EVERYWHERE | {("get", "apps", "daemonsets", "nodeagent")}
+AT_HOME = EVERYWHERE | {
+    (verb, "apps", "daemonsets", "nodeagent") for verb in ("get", "list", "watch")
+}
 
 
 def _kustomized(tmp_path: Path, *components: str) -> list[Object]:
