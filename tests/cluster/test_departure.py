@@ -172,7 +172,7 @@ async def test_permissions_go_with_the_daemonset(
     departure = installed.departure(api)
     following = asyncio.create_task(departure.follow())
     await eventually(lambda: proxy.count("daemonsets.*watch=") == 1)
-    proxy.answer(403, times=1000)
+    proxy.answer(403, times=10**9)
     assert not await departure.for_good()
     installed.admin.delete(f"{installed.daemonsets}/doomed")
     async with asyncio.timeout(10):
@@ -195,7 +195,7 @@ async def test_daemonset_that_came_back_is_no_end(
     following = asyncio.create_task(departure.follow())
     await eventually(lambda: proxy.count("daemonsets.*watch=") == 1)
     installed.admin.delete(f"{installed.daemonsets}/agent")
-    proxy.answer(500, times=1000)
+    proxy.answer(500, times=10**9)
     async with asyncio.timeout(10):
         while not await departure.for_good():  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.01)
