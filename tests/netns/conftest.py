@@ -1,7 +1,6 @@
 """Needs: the sandbox of tests/sandbox.py, and the `ip` program."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +19,3 @@ def lab() -> Iterator[Lab]:
 def threads() -> Iterator[NamespaceThreads]:
     with contextlib.closing(NamespaceThreads()) as pool:
         yield pool
-
-
-def open_descriptors() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))

@@ -12,9 +12,9 @@ from nodeagent.netns.finding import Namespaces
 from nodeagent.netns.namespace import NetnsId
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.netns.verify import Verifier
+from tests.descriptors import open_descriptors
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod as LabPod
-from tests.netns.conftest import open_descriptors
 
 
 class Told:

@@ -12,9 +12,9 @@ from nodeagent.netns.annotated import AnnotatedNamespaces
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace, NotANetworkNamespaceError
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.netns.verify import Verifier, host_namespaces
+from tests.descriptors import open_descriptors
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod as LabPod
-from tests.netns.conftest import open_descriptors
 
 
 def a_pod(lab_pod: LabPod, *addresses: IPv4Address | IPv6Address) -> Pod:

@@ -9,9 +9,9 @@ import pytest
 
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
+from tests.descriptors import open_descriptors
 from tests.eventually import eventually
 from tests.lab.lab import Lab
-from tests.netns.conftest import open_descriptors
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -1,12 +1,12 @@
 """The stub as a test runs it, and ways to look at it."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import aiohttp
 
+from tests.descriptors import open_descriptors
 from tests.stub.pods import Pod
 from ztunnel_stub.settings import Settings
 from ztunnel_stub.stub import serve
@@ -90,23 +90,6 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             if await result if isinstance(result, Awaitable) else result:
                 return
             await asyncio.sleep(0.005)
-
-
-def open_descriptors() -> set[str]:
-    """What this process has open, by number and target.
-
-    Without its own namespace: the pool's threads open that when they come to it.
-    """
-    own = os.readlink("/proc/self/ns/net")
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-        except FileNotFoundError:  # the listing's own
-            continue
-        if target != own:
-            found.add(f"{number} {target}")
-    return found
 
 
 def held(pod: Pod) -> int:

@@ -10,9 +10,10 @@ from contextlib import ExitStack
 import pytest
 
 from nodeagent.zds import zds_pb2
+from tests.descriptors import open_descriptors
 from tests.stub.agent import Agent, Session, add, delete
 from tests.stub.conftest import PodFactory
-from tests.stub.harness import Logs, Stub, StubFactory, eventually, held, open_descriptors
+from tests.stub.harness import Logs, Stub, StubFactory, eventually, held
 from tests.stub.pods import Pod
 from ztunnel_stub.backoff import Backoff
 

@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from nodeagent.netns.threads import NamespaceThreads
-from tests.stub.harness import eventually, open_descriptors
+from tests.descriptors import open_descriptors
+from tests.stub.harness import eventually
 from tests.stub.pods import Pod
 from ztunnel_stub.sockets import PodSockets
 

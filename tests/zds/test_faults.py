@@ -1,7 +1,6 @@
 """What ztunnels, and others at their socket, may do wrong. None of it holds up anybody else."""
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +10,12 @@ import pytest
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.zds.server import MAX_SILENT
+from tests.descriptors import open_descriptors
 from tests.eventually import eventually
 from tests.zds.conftest import ANSWER_TIMEOUT, Served, a_pod, serving
 from tests.zds.model import HELLO, OK, ModelZtunnel, Mood
 
 NewNamespace = Callable[[], NetworkNamespace]
-
-
-def open_descriptors() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
 
 
 async def ended(ztunnel: ModelZtunnel) -> None:
