@@ -57,6 +57,9 @@ class Redirector(Protocol[N_contra]):
     async def ensure(self, namespace: N_contra, pod: Pod) -> Look:
         """Make them what `pod` should have, and look who listens."""
 
+    async def stands(self, namespace: N_contra) -> bool:
+        """Whether anything of ours is there, whatever it was made for."""
+
     async def inspect(self, namespace: N_contra, pod: Pod) -> tuple[str, ...]:
         """Say what differs from what `pod` should have, and touch nothing."""
 
@@ -219,16 +222,19 @@ async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -
         row.watch = await parts.redirector.watch(namespace, row.uid)
     row.watch.arm()  # before the look: what changes during it is heard
     row.leaving_since = None
+    # An upgrade may change rules that stand: such a pod was never without.
+    slipped_by = row.slipped_by and row.sandbox is None
+    slipped_by = slipped_by and not await parts.redirector.stands(namespace)
     look = await parts.redirector.ensure(namespace, pod)
+    row.slipped_by = False
+    if slipped_by:
+        parts.reporter.unprotected(pod)
     differed = look.differed
     before = row.redirected
     if before is None:
         # ztunnel may have accepted this very namespace from a former agent. The
         # annotation alone does not say so: it outlives a reboot, the rules do not.
         row.accepted = not differed and row.reported is Redirection.ENABLED
-        if differed and row.slipped_by and row.sandbox is None:
-            parts.reporter.unprotected(pod)
-        row.slipped_by = False
     elif differed and before.annotations == pod.annotations:
         row.mended += 1
         log.warning("redirection mended", pod=str(pod), uid=pod.uid, differed=list(differed))

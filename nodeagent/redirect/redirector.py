@@ -56,6 +56,13 @@ class PodRedirector:
         except (RedirectError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
 
+    async def stands(self, namespace: NetworkNamespace) -> bool:
+        """Whether anything of ours is there, whatever it was made for."""
+        try:
+            return await self._threads.run(namespace, partial(in_pod.stands, self._backends))
+        except (RedirectError, OSError) as error:
+            raise RetryError(f"looking at the redirection: {error}") from error
+
     async def inspect(self, namespace: NetworkNamespace, pod: Pod) -> tuple[str, ...]:
         """Say what differs from what `pod` should have, and touch nothing."""
         spec, _ = self._intent.of(pod)

@@ -70,7 +70,7 @@ class PolicyRule:
     def count(self, netlink: Netlink) -> int:
         """See `Entry`. A rule with any further condition is somebody else's."""
         wanted = _conditions(_reply_rule(self.family))
-        rules = netlink.dump(RTM_GETRULE, _encoded(fibmsg(), family=_AF[self.family]))
+        rules = netlink.dump(RTM_GETRULE, _all_rules(self.family))
         return sum(_is_plain(rule) and _conditions(rule) == wanted for rule in rules)
 
     def add(self, netlink: Netlink) -> None:
@@ -167,6 +167,11 @@ def _loopback_has_ipv6() -> bool:
     settings = dict(attributes(families[AF_INET6]))[_IFLA_INET6_CONF]
     (disabled,) = struct.unpack_from("=i", settings, 4 * _DISABLE_IPV6)
     return bool(disabled == 0)
+
+
+@lru_cache
+def _all_rules(family: Family) -> bytes:
+    return _encoded(fibmsg(), family=_AF[family])
 
 
 @lru_cache

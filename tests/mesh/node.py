@@ -69,6 +69,8 @@ class Node:
 
     namespaces: dict[PodUID, int] = field(default_factory=dict)
     rules: set[int] = field(default_factory=set)
+    outdated: set[int] = field(default_factory=set)
+    """Of `rules`: as an earlier version made them."""
     ztunnel: dict[PodUID, int] | None = field(default_factory=dict)
     kept: set[PodUID] = field(default_factory=set)
     refusing: bool = False
@@ -113,8 +115,14 @@ class Node:
         assert namespace in self.open
         await self._step("ensure", pod.uid)
         stood = namespace.id in self.rules
+        right = stood and namespace.id not in self.outdated
         self.rules.add(namespace.id)
-        return Look(() if stood else ("rules were missing",), self.silent)
+        self.outdated.discard(namespace.id)
+        return Look(() if right else ("rules differed",), self.silent)
+
+    async def stands(self, namespace: Held) -> bool:
+        assert namespace in self.open
+        return namespace.id in self.rules
 
     async def inspect(self, namespace: Held, pod: Pod) -> tuple[str, ...]:
         assert namespace in self.open

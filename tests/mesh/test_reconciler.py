@@ -511,8 +511,9 @@ async def test_pod_that_slipped_by_is_reported_once() -> None:
 
 
 async def test_pod_that_was_redirected_before_did_not_slip_by() -> None:
-    """L19: after the agent's restart, and for a label that came later, nothing is reported."""
-    async with bench(Node(namespaces={U1: 1, PodUID("2"): 2}, rules={1})) as on:
+    """L19: after an upgrade of the agent, and for a label that came later, nothing is reported."""
+    node = Node(namespaces={U1: 1, PodUID("2"): 2}, rules={1}, outdated={1})
+    async with bench(node) as on:
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod(phase="Running"))
         on.table.pod_seen(a_pod("2", phase="Running", labels={}))
@@ -532,6 +533,16 @@ async def test_sandbox_that_is_handed_over_needs_no_address_from_the_cluster() -
         await on.until_state("1", State.ENROLLED)
         assert on.node.ztunnel == {U1: 7}
         assert on.row("1").pod.addresses == SANDBOX.addresses
+
+
+async def test_sandbox_that_is_handed_over_did_not_slip_by() -> None:
+    """L19: a running pod's new sandbox waits for us: its containers are not there yet."""
+    async with bench(Node()) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(addresses=(), phase="Running"))
+        on.table.handed_over(on.row("1"), SANDBOX)
+        await on.until_state("1", State.ENROLLED)
+        assert "unprotected" not in on.node.did("1")
 
 
 async def test_newest_sandbox_counts() -> None:
