@@ -1,8 +1,15 @@
-"""Says at the head of a run which tests are left out, and why."""
+"""What several tiers share, and which of them are left out here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.cluster import binaries
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.manifests import DEPLOY, apply, build
 from tests.cni import chains, libcni
-from tests.runtime import containerd
+from tests.runtime import containerd, image
 
 
 def pytest_report_header() -> list[str]:
@@ -14,3 +21,27 @@ def pytest_report_header() -> list[str]:
     }
     lines = [f"{tier} is left out: {reason}" for tier, reason in tiers.items() if reason]
     return [*lines, *filter(None, (libcni.missing(), chains.missing()))]
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """A real kube-apiserver, for all tests of this process: what is made there stays."""
+    try:
+        found = binaries.find()
+    except binaries.MissingError as error:
+        pytest.fail(str(error))
+    with ControlPlane(found) as control_plane:
+        yield control_plane
+
+
+@pytest.fixture(scope="session")
+def deployed(control_plane: ControlPlane) -> ControlPlane:
+    """The same, with `deploy/base` applied: ServiceAccount istio-system/nodeagent may work."""
+    apply(control_plane.admin, build(DEPLOY / "base"))
+    return control_plane
+
+
+@pytest.fixture(scope="session")
+def pod_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive with the program that all pods of the container runtime run."""
+    return image.build(tmp_path_factory.mktemp("image"))

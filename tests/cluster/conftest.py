@@ -1,4 +1,4 @@
-"""One control plane for each process of the run; namespaces and nodes for each test.
+"""A namespace and a node for each test, in the control plane of tests/conftest.py.
 
 Needs the programs that `binaries` finds; without them the tier is left out, and says
 so. With NODEAGENT_TESTS_ALL=1 it fails instead.
@@ -6,37 +6,18 @@ so. With NODEAGENT_TESTS_ALL=1 it fails instead.
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.cluster.binaries import MissingError, find, missing
+from tests.cluster.binaries import missing
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.manifests import DEPLOY, apply, build
 from tests.cluster.proxy import FaultProxy
 
 _numbers = itertools.count(1)
 _LEFT_OUT = None if os.environ.get("NODEAGENT_TESTS_ALL") == "1" else missing()
 
 collect_ignore_glob = ["test_*.py"] if _LEFT_OUT else []
-
-
-@pytest.fixture(scope="session")
-def control_plane() -> Iterator[ControlPlane]:
-    """A real kube-apiserver, for all tests of this process: what is made there stays."""
-    try:
-        binaries = find()
-    except MissingError as error:
-        pytest.fail(str(error))
-    with ControlPlane(binaries) as control_plane:
-        yield control_plane
-
-
-@pytest.fixture(scope="session")
-def deployed(control_plane: ControlPlane) -> ControlPlane:
-    """The same, with `deploy/base` applied: ServiceAccount istio-system/nodeagent may work."""
-    apply(control_plane.admin, build(DEPLOY / "base"))
-    return control_plane
 
 
 @pytest.fixture

@@ -142,6 +142,10 @@ class FaultProxy:
 
         self._rules.append(_Rule(match=re.compile(match), times=times, answer=answer))
 
+    def obey(self) -> None:
+        """Forget what was still to be done to requests."""
+        self._rules.clear()
+
     def answer_gone(self, *, match: str = _ANYTHING, times: int = 1) -> None:
         """410, as where the version that was asked for is too old."""
         body = {

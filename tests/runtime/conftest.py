@@ -12,18 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime import image
 from tests.runtime.containerd import Containerd, missing
 
 _LEFT_OUT = None if os.environ.get("NODEAGENT_TESTS_ALL") == "1" else missing()
 
 collect_ignore_glob = ["test_*.py"] if _LEFT_OUT else []
-
-
-@pytest.fixture(scope="session")
-def pod_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive with the program that all pods run."""
-    return image.build(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture
