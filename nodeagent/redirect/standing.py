@@ -168,7 +168,7 @@ def _chains(netlink: Netlink, table: str, chains: list[_Attributes]) -> dict[str
 
 
 # Quiet pods have the same rules to the byte: taking them apart is half the price of a look.
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _rule(body: bytes) -> tuple[str, bytes]:
     """Name the chain, and return what is compared."""
     rule = _attributes(body)

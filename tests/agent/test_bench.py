@@ -1,9 +1,14 @@
-"""The bench keeps working. Needs: nft, ip and iptables-restore; takes a few seconds."""
+"""The bench keeps working. Needs: nft, ip and iptables-restore; takes some seconds."""
 
 import asyncio
 import sys
+from collections.abc import Sequence
 
-_FIGURES = (
+from tests.bench import cluster
+from tests.runtime import containerd
+
+_NODE = ("in-pod", "enrolment", "drift", "host-set", "backends", "joining", "growth")
+_NODE_FIGURES = (
     "in-pod set-up",
     "the same by forking `nft -f`",
     "the same by `iptables-restore` twice",
@@ -34,17 +39,67 @@ _FIGURES = (
 )
 
 
+_CLUSTER_FIGURES = (
+    "Python that imports the agent's libraries",
+    "agent start to ready, nothing in the cluster",
+    "agent start to ready, 3 labelled pods, 5 namespaces, no rules yet",
+    "agent start to ready, 3 labelled pods, 5 namespaces, rules stand",
+    "agent start to the last annotation, 3 labelled pods",
+    "label of a namespace to ztunnel's answer, 3 pods",
+    "label of a namespace to the annotation, 3 pods",
+    "API requests per pod enrolled | 1 |",
+    "the agent's memory, 3 pods, 9 namespaces",
+    "the agent's memory, each further namespace",
+    "the agent's processor time with an API server",
+    "label of a pod to ztunnel's answer, 3 present",
+    "label of a pod to the annotation, 3 present",
+)
+_RUNTIME_FIGURES = (
+    "agent start to ready, 1 sandbox of containerd, found through CRI",
+    "agent start to ready, 1 sandbox of containerd, found through procfs",
+)
+_CNI_FIGURES = (
+    "an exec of `/bin/true` (floor) |",
+    "the plugin's binary, answered at once",
+    "the plugin's call, pod not in the mesh |",
+    "the plugin's call, pod in the mesh |",
+    "an exec of `/bin/true` (floor), 4 at once",
+    "the plugin's call, pod not in the mesh, 4 at once",
+    "the plugin's call, pod in the mesh, 4 at once",
+)
+
+
 async def test_quick_bench_prints_every_figure() -> None:
-    """``python -m tests.bench --quick`` ends well, with each figure of the table once (L25)."""
+    """``python -m tests.bench --quick`` ends well, with each figure of the node once (L25)."""
+    output = await _bench(*_NODE)
+    assert _missing(output, _NODE_FIGURES) == [], output
+
+
+async def test_quick_bench_of_cluster_and_plugin_prints_every_figure() -> None:
+    """L25: with an API server, a runtime and the plugin, too; what is left out is named."""
+    output = await _bench("cluster", "cni")
+    assert _missing(output, _CNI_FIGURES) == [], output
+    for figures, reason in (
+        (_CLUSTER_FIGURES, cluster.missing()),
+        (_RUNTIME_FIGURES, cluster.missing() or containerd.missing()),
+    ):
+        assert _missing(output, figures) == (list(figures) if reason else []), output
+        assert reason is None or f"left out: {reason}" in output
+
+
+async def _bench(*parts: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench", "--quick"),
+        *(sys.executable, "-m", "tests.bench", "--quick", *parts),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     output, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
-    lines = output.decode().splitlines()
-    missing = [
-        figure for figure in _FIGURES if sum(line.startswith(f"| {figure}") for line in lines) != 1
+    return output.decode()
+
+
+def _missing(output: str, figures: Sequence[str]) -> list[str]:
+    lines = output.splitlines()
+    return [
+        figure for figure in figures if sum(line.startswith(f"| {figure}") for line in lines) != 1
     ]
-    assert not missing, output.decode()

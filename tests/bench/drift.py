@@ -1,7 +1,6 @@
 """Redirection that somebody else changes: how soon it is mended, and what watching costs."""
 
 import errno
-import os
 import socket
 import threading
 import time
@@ -77,7 +76,7 @@ def figures(node: Node, counts: Counts) -> Iterator[Figure]:
             value=f"{(full.resident - empty.resident) / counts.present / 1024:.1f} KiB, "
             f"{(full.descriptors - empty.descriptors) / counts.present:.1f} descriptors",
         )
-        used = _used(agent, counts.seconds)
+        used = agent.share(counts.seconds)
         yield Figure(
             what=f"the agent's processor time, {counts.present} quiet pods",
             value=f"{used:.1%} of a core over {counts.seconds:g} s",
@@ -93,7 +92,7 @@ def figures(node: Node, counts: Counts) -> Iterator[Figure]:
             mends = [_inside(next(left), damage) for _ in range(counts.samples)]
             yield _mend_figure(f"mend of {what}, {counts.present} present", mends)
         with _fighting(next(left)):
-            used = _used(agent, counts.seconds)
+            used = agent.share(counts.seconds)
             mends = [_inside(next(left), _rule_deleted) for _ in range(counts.samples)]
         yield Figure(
             what="the agent's processor time while one pod flushes its rules in a loop",
@@ -183,14 +182,6 @@ def _fighting(pod: Pod) -> Iterator[None]:
     finally:
         over.set()
         fighter.join()
-
-
-def _used(agent: Agent, seconds: float) -> float:
-    """The agent's processor time over so many seconds, as a part of a core's."""
-    before, started = agent.processor_time(), time.perf_counter()
-    time.sleep(seconds)
-    ticks = agent.processor_time() - before
-    return ticks / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - started)
 
 
 def _nft(library: nftables.Nftables, command: str) -> None:

@@ -37,6 +37,8 @@ metadata:
     nodeagent.io/netns: {netns}
 spec:
   serviceAccountName: clerk
+"""
+_STATUS = """\
 status:
   phase: Running
   podIPs:
@@ -54,6 +56,15 @@ class Pod:
     @property
     def name(self) -> str:
         return f"pod-{self.number}"
+
+    @property
+    def path(self) -> str:
+        """Of its network namespace."""
+        return f"/proc/{os.getpid()}/fd/{self.namespace.fd}"
+
+    @property
+    def address(self) -> IPv4Address:
+        return _FIRST_ADDRESS + self.number
 
     def uid(self, life: int = 0) -> str:
         """Each `life` of the same namespace is another pod to the agent."""
@@ -91,16 +102,14 @@ class Node:
         self._count += count
         return made
 
-    def stage(self, pods: Iterable[Pod], *, life: int = 0, mode: str = "ambient") -> None:
-        """Write the manifests where nobody looks."""
+    def stage(
+        self, pods: Iterable[Pod], *, life: int = 0, mode: str = "ambient", pending: bool = False
+    ) -> None:
+        """Write the manifests where nobody looks; `pending`: the pods have no sandbox yet."""
         for pod in pods:
-            text = _MANIFEST.format(
-                name=pod.name,
-                uid=pod.uid(life),
-                mode=mode,
-                netns=f"/proc/{os.getpid()}/fd/{pod.namespace.fd}",
-                address=_FIRST_ADDRESS + pod.number,
-            )
+            text = _MANIFEST.format(name=pod.name, uid=pod.uid(life), mode=mode, netns=pod.path)
+            if not pending:
+                text += _STATUS.format(address=pod.address)
             with open(self._staged(pod), "w", encoding="utf-8") as file:
                 file.write(text)
 

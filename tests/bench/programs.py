@@ -51,13 +51,13 @@ class Program:
                 env={name: text for name, text in os.environ.items() if name not in variables},
             )
 
-    def until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], bool], what: str, *, every: float = 0.002) -> None:
         """Wait for `condition`. Raises ``RuntimeError`` with the log's end if it stays away."""
         deadline = time.monotonic() + DEADLINE
         while not condition():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"no {what}; the log ends:\n{self.last_words()}")
-            time.sleep(0.002)
+            time.sleep(every)
 
     def last_words(self) -> str:
         """The end of its log."""
@@ -80,6 +80,13 @@ class Program:
         with open(f"/proc/{self._process.pid}/stat", encoding="utf-8") as stat:
             fields = stat.read().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
+
+    def share(self, seconds: float) -> float:
+        """What it takes of a core's time, watched for so many seconds from now."""
+        before, started = self.processor_time(), time.perf_counter()
+        time.sleep(seconds)
+        ticks = self.processor_time() - before
+        return ticks / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - started)
 
     def _footprint(self) -> Footprint:
         directory = f"/proc/{self._process.pid}"
@@ -107,14 +114,17 @@ class Program:
 class Agent(Program):
     """The agent, for the pods of one `Node`."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *source: str) -> None:
+        """`source`: the flags that say where pods come from; none: the node's manifests."""
         run = os.path.join(node.directory, "run")
         self.zds = os.path.join(run, "ztunnel.sock")
+        self.plugin = os.path.join(run, "pluginevent.sock")
+        self.admin = os.path.join(run, "admin.sock")
         super().__init__(
             os.path.join(node.directory, "agent.log"),
             "nodeagent",
             "run",
-            *("--pod-manifests", node.manifests),
+            *(source or ("--pod-manifests", node.manifests)),
             *("--ztunnel-uds-address", self.zds),
             *("--cni-agent-run-dir", run),
             *("--log-format", "json"),

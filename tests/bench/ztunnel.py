@@ -54,6 +54,12 @@ class PlainZtunnel:
         """Wait until all `uids` were deleted."""
         self._until(lambda: self.deleted.issuperset(uids))
 
+    def forget(self) -> None:
+        """What is waited for from now on is to come anew."""
+        with self._stirred:
+            self.accepted.clear()
+            self.deleted.clear()
+
     def _until(self, condition: Callable[[], bool]) -> None:
         with self._stirred:
             if not self._stirred.wait_for(condition, DEADLINE):
