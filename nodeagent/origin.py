@@ -17,7 +17,6 @@ from nodeagent.mesh.enrolment import NamespaceFinder, Reporter
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Namespace, Pod
 from nodeagent.netns.annotated import AnnotatedNamespaces
-from nodeagent.netns.finding import opened_finder
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.verify import Verifier
 
@@ -54,6 +53,8 @@ async def from_cluster(
     settings: Settings, api: ApiServer, verifier: Verifier
 ) -> AsyncIterator[Origin]:
     """Pods from the Kubernetes API, and their namespaces from the container runtime."""
+    from nodeagent.netns.finding import opened_finder  # noqa: PLC0415 - gRPC takes 9 MiB
+
     pods = KubernetesPods(api, settings.node_name)
     status = KubernetesStatus(api, settings.node_name)
     async with opened_finder(
