@@ -63,6 +63,20 @@ class Netlink:
                 return bodies
         raise OSError(errno.EAGAIN, "changed by others all the time while it was read")
 
+    def get(self, kind: int, body: bytes) -> bytes | None:
+        """Return the answer to the request `kind` for one thing; None where it is not there.
+
+        Raises ``OSError``.
+        """
+        self._socket.send(_message(kind, NLM_F_REQUEST | NLM_F_ACK, body))
+        found = None
+        try:
+            for _, answer in self._answers():
+                found = answer or found
+        except FileNotFoundError:
+            return None
+        return found
+
     def request(self, kind: int, flags: int, body: bytes) -> None:
         """Make one change and wait for its acknowledgement. Raises ``OSError``."""
         self._socket.send(_message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body))

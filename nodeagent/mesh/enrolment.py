@@ -14,7 +14,7 @@ import structlog
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.mesh.workload import N, N_co, N_contra, Redirection, State, Watch, Workload
+from nodeagent.mesh.workload import N, N_contra, Redirection, State, Watch, Workload
 
 log = structlog.get_logger()
 
@@ -36,13 +36,14 @@ class Look:
     """ztunnel's ports on which nobody listens."""
 
 
-class NamespaceFinder(Protocol[N_co]):
+class NamespaceFinder(Protocol[N]):
     """Finds network namespaces."""
 
-    async def find(self, pod: Pod, handed_over: str | None) -> N_co:
+    async def find(self, pod: Pod, handed_over: str | None, held: N | None = None) -> N:
         """Open and verify the pod's namespace; the caller owns it.
 
-        `handed_over` is its path on the host where the CNI plugin has told it.
+        `handed_over` is its path on the host where the CNI plugin has told it; `held`,
+        which was found before and is open, is returned itself if it is the pod's still.
         Raises ``RetryError`` where it is not there yet, ``GiveUpError`` where it
         can never be the pod's.
         """
@@ -195,12 +196,12 @@ async def _between_sandboxes(row: Workload[N], parts: Parts[N]) -> bool:
 
 async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:
     try:
-        found = await parts.namespaces.find(pod, _handed_over(row))
+        found = await parts.namespaces.find(pod, _handed_over(row), row.namespace)
     except (RetryError, GiveUpError):
         if row.namespace is None:
             parts.ztunnels.keep(row.uid)
         raise
-    if row.namespace is None:
+    if row.namespace is None or row.namespace is found:
         row.namespace = found
     elif found.id == row.namespace.id:
         found.close()

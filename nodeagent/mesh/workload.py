@@ -29,7 +29,6 @@ class HeldNamespace(Protocol):
 
 
 N = TypeVar("N", bound=HeldNamespace)
-N_co = TypeVar("N_co", bound=HeldNamespace, covariant=True)
 N_contra = TypeVar("N_contra", bound=HeldNamespace, contravariant=True)
 
 

@@ -16,7 +16,12 @@ class AnnotatedNamespaces:
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
 
-    async def find(self, pod: Pod, handed_over: str | None) -> NetworkNamespace:
+    async def find(
+        self,
+        pod: Pod,
+        handed_over: str | None,
+        held: NetworkNamespace | None = None,  # noqa: ARG002 - to look anew costs little
+    ) -> NetworkNamespace:
         """Open and verify; see `nodeagent.mesh.enrolment.NamespaceFinder`."""
         path = handed_over or pod.annotations.get(NETNS_PATH)
         if path is None:

@@ -3,12 +3,13 @@
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from nodeagent.mesh.errors import GiveUpError, RetryError
-from nodeagent.mesh.pod import Pod
+from nodeagent.mesh.pod import IPAddress, Pod
 from nodeagent.netns.cri import ContainerRuntime, RuntimeSandboxes
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 from nodeagent.netns.procfs import Processes
 from nodeagent.netns.verify import Verifier
 
@@ -16,6 +17,14 @@ _LONGEST_PATH = 1024
 """Characters; runtimes have less than 100."""
 _MOST_REMEMBERED = 1024
 """Pods; kubelet takes 110 unless told otherwise, and no node runs more than 1,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where a pod's namespace was, and by which addresses that was told."""
+
+    path: str
+    addresses: tuple[IPAddress, ...]
 
 
 class Way(Protocol):
@@ -40,9 +49,11 @@ class Namespaces:
         self._verifier = verifier
         self._ways = ways
         self._prefix = prefix
-        self._remembered: OrderedDict[str, str] = OrderedDict()
+        self._remembered: OrderedDict[str, _Found] = OrderedDict()
 
-    async def find(self, pod: Pod, handed_over: str | None) -> NetworkNamespace:
+    async def find(
+        self, pod: Pod, handed_over: str | None, held: NetworkNamespace | None = None
+    ) -> NetworkNamespace:
         """Open and verify; see `nodeagent.mesh.enrolment.NamespaceFinder`.
 
         A namespace that is not the pod's is passed over: one of another pod, through
@@ -51,6 +62,8 @@ class Namespaces:
         """
         if not pod.addresses:
             raise RetryError("has no address yet, by which its namespace could be told")
+        if held is not None and self._is_still(pod, handed_over, held):
+            return held
         failures: dict[str, None] = {}  # each once, in order
         async with contextlib.aclosing(self._candidates(pod, handed_over, failures)) as candidates:
             async for origin, path in candidates:
@@ -59,7 +72,7 @@ class Namespaces:
                 except (RetryError, GiveUpError) as error:
                     failures[f"{origin}: {error}"] = None
                 else:
-                    self._remember(pod.uid, path)
+                    self._remember(pod.uid, _Found(path, pod.addresses))
                     return found
         self._remembered.pop(pod.uid, None)
         raise RetryError(f"network namespace not found ({'; '.join(failures)})")
@@ -72,8 +85,8 @@ class Namespaces:
                 yield "CNI", handed_over
             else:
                 failures["CNI: no absolute path was handed over"] = None
-        if (last := self._remembered.get(pod.uid)) is not None and last != handed_over:
-            yield "last time", last
+        if (last := self._remembered.get(pod.uid)) is not None and last.path != handed_over:
+            yield "last time", last.path
         for way in self._ways:
             try:
                 paths = await way.paths(pod.sandbox_uid)
@@ -84,8 +97,23 @@ class Namespaces:
                 if _is_plain(path):
                     yield way.name, path
 
-    def _remember(self, uid: str, path: str) -> None:
-        self._remembered[uid] = path
+    def _is_still(self, pod: Pod, handed_over: str | None, held: NetworkNamespace) -> bool:
+        """Whether what was verified last time is where it was.
+
+        For as long as it is held open no other namespace can have its identity.
+        """
+        last = self._remembered.get(pod.uid)
+        if last is None or last.addresses != pod.addresses:
+            return False
+        if handed_over not in {None, last.path}:
+            return False
+        try:
+            return NetnsId.of_path(self._prefix + last.path) == held.id
+        except OSError:
+            return False
+
+    def _remember(self, uid: str, found: "_Found") -> None:
+        self._remembered[uid] = found
         self._remembered.move_to_end(uid)
         if len(self._remembered) > _MOST_REMEMBERED:
             self._remembered.popitem(last=False)

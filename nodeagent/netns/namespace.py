@@ -42,7 +42,7 @@ class NetworkNamespace:
     Borrowers use `fd` while the owner is alive and never close it.
     """
 
-    __slots__ = ("_fd", "id")
+    __slots__ = ("__weakref__", "_fd", "id")
 
     def __init__(self, fd: int) -> None:
         """Take over `fd`; closed here if it turns out to be something else."""

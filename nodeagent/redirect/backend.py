@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from nodeagent.redirect.generation import own_generation
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.iptables_programs import Variant
+from nodeagent.redirect.iptables_standing import legacy_in_use
 from nodeagent.redirect.nftables_backend import NftablesBackend
 from nodeagent.redirect.rules import PodRedirect
 
@@ -51,6 +53,16 @@ class Backends:
         For after the chosen one's rules are in place. Raises `RedirectError`.
         """
         return tuple(f"rules in {other} are not wanted" for other in self.others if other.remove())
+
+    def fingerprint(self) -> int | None:
+        """What stays the same for as long as no rules change in the thread's namespace.
+
+        None where nothing tells that: iptables-legacy's rules are not counted by the
+        kernel. Raises `RedirectError`.
+        """
+        if not isinstance(self.chosen, NftablesBackend) or legacy_in_use():
+            return None
+        return own_generation()
 
     def leftovers(self) -> tuple[str, ...]:
         """What `sweep` would remove. Raises `RedirectError`."""

@@ -116,6 +116,15 @@ def _read(variant: Variant, family: Family, tables: frozenset[str]) -> Standing:
     return parse(listing)
 
 
+def legacy_in_use() -> bool:
+    """Whether iptables-legacy has tables in the calling thread's namespace.
+
+    Raises `RedirectError`.
+    """
+    with translated("look for iptables' tables"):
+        return any(map(_legacy_tables, _LEGACY_NAMES.values()))
+
+
 def _tables(variant: Variant) -> Mapping[Family, frozenset[str]]:
     """In which tables something of ours may stand; a family without any is left out."""
     with translated("look for iptables' tables"):

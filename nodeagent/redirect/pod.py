@@ -32,12 +32,15 @@ def inspect(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]
     )
 
 
-def ensure(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]:
+def ensure(
+    spec: PodRedirect, backends: Backends = NFTABLES, *, rules_are_right: bool = False
+) -> tuple[str, ...]:
     """Make `spec` true; return what differed before, empty where nothing was touched.
 
-    Raises `RedirectError`. The way for replies comes before the rules that make
-    them need it, and goes after them. But the rules do not wait for it: where a
-    route cannot be had, because `lo` is down, say, the pod fails closed.
+    Rules that `rules_are_right` vouches for are not read again, routes are. The way
+    for replies comes before the rules that make them need it, and goes after them. But
+    the rules do not wait for it: where a route cannot be had, because `lo` is down,
+    say, the pod fails closed. Raises `RedirectError`.
     """
     wanted = wanted_entries(spec)
     mended: list[str] = []
@@ -51,8 +54,9 @@ def ensure(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]:
                     add_entry(netlink, entry)
                 except RedirectError as error:
                     refused = error
-        mended += backends.chosen.ensure(spec)
-        mended += backends.sweep()
+        if not rules_are_right:
+            mended += backends.chosen.ensure(spec)
+            mended += backends.sweep()
         if refused:
             raise refused
         for entry, count in counts.items():

@@ -12,13 +12,13 @@ from ipaddress import ip_address
 import nftables
 
 from nodeagent.mesh.pod import IPAddress
-from nodeagent.netlink import NLM_F_ACK, NLM_F_REQUEST, Netlink, attribute, attributes
+from nodeagent.netlink import Netlink, attribute, attributes
 from nodeagent.redirect.errors import RedirectError, translated
+from nodeagent.redirect.generation import NETLINK_NETFILTER, generation
 from nodeagent.redirect.probe_rules import CHAIN, OWNER, SETS, TABLE, ProbeRules, render_table
 from nodeagent.redirect.scratch import in_scratch_namespace
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
-_NETLINK_NETFILTER = 12
 _NFNL_SUBSYS_NFTABLES = 10 << 8
 _GETTABLE = _NFNL_SUBSYS_NFTABLES | 1
 _GETCHAIN = _NFNL_SUBSYS_NFTABLES | 4
@@ -27,7 +27,6 @@ _GETSET = _NFNL_SUBSYS_NFTABLES | 10
 _GETSETELEM = _NFNL_SUBSYS_NFTABLES | 13
 _NFPROTO_INET = 1
 _NESTED = 0x8000
-_MESSAGE = struct.Struct("=IHHII")
 _HEADER = struct.pack("=BBH", _NFPROTO_INET, 0, 0)
 _IN_TABLE = _HEADER + attribute(1, TABLE.encode() + b"\0")  # every message names it as attribute 1
 
@@ -87,7 +86,7 @@ class ProbeTable:
 
     def __init__(self) -> None:
         with translated("open a netfilter socket"):
-            self._netlink = _Nfnetlink(_NETLINK_NETFILTER)
+            self._netlink = _Nfnetlink(NETLINK_NETFILTER)
         self._library: nftables.Nftables | None = nftables.Nftables()
 
     def close(self) -> None:
@@ -102,6 +101,10 @@ class ProbeTable:
         if code != 0:
             reason = errors.partition("\n")[0].rpartition("Error: ")[2]
             raise RedirectError(f"nftables refused: {reason or 'no reason given'}")
+
+    def generation(self) -> int:
+        """What stays the same for as long as nobody changes any rules or sets of the host."""
+        return generation(self._netlink)
 
     def standing(self) -> Standing:
         """Read all but the addresses; empty where there is no such table."""
@@ -150,19 +153,7 @@ class ProbeTable:
 
 
 class _Nfnetlink(Netlink):
-    """A netlink socket that lasts, and can ask for one thing."""
-
-    def get(self, kind: int, body: bytes) -> bytes | None:
-        """Return the answer to the request `kind`; None where the thing is not there."""
-        length = _MESSAGE.size + len(body)
-        self._socket.send(_MESSAGE.pack(length, kind, NLM_F_REQUEST | NLM_F_ACK, 0, 0) + body)
-        found = None
-        try:
-            for _, answer in self._answers():
-                found = answer or found
-        except FileNotFoundError:
-            return None
-        return found
+    """A netlink socket that lasts."""
 
     def close(self) -> None:
         self._socket.close()

@@ -61,6 +61,8 @@ class HostProbes:
         """What the set may have besides: left by a former agent, or by a change that failed."""
         self._turn = asyncio.Lock()
         self._table: ProbeTable | None = None
+        self._right: int | None = None
+        """The generation at which the rules were right; addresses are asked for one by one."""
 
     async def start(self) -> None:
         """Have the host's rules and sets stand; keep every address that is in them.
@@ -190,8 +192,13 @@ class HostProbes:
         return stood
 
     def _mend(self, table: ProbeTable) -> tuple[str, ...]:
+        generation = table.generation()  # before the look: what changes during it is seen
+        if generation == self._right:
+            return ()
         differed = differences(table.standing(), reference(self._rules))
-        if differed:
+        if not differed:
+            self._right = generation
+        else:
             owners = {
                 address: owner
                 for address, owner in table.owners().items()

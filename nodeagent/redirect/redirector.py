@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -37,6 +38,8 @@ class PodRedirector:
         self._intent = intent
         self._backends = backends
         self._changed = changed
+        self._right = WeakKeyDictionary[NetworkNamespace, "_Right"]()
+        """What was found right at the last look, until it changes."""
 
     async def watch(self, namespace: NetworkNamespace, uid: PodUID) -> DriftWatch:
         """Listen for changes of rules and routes, on behalf of `uid`."""
@@ -52,9 +55,15 @@ class PodRedirector:
         for warning in warnings:
             _warn_once(warning)
         try:
-            return await self._threads.run(namespace, partial(_ensure, spec, self._backends))
+            look, right = await self._threads.run(
+                namespace, partial(_ensure, spec, self._backends, self._right.get(namespace))
+            )
         except (RedirectError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
+        self._right.pop(namespace, None)
+        if right is not None:
+            self._right[namespace] = right
+        return look
 
     async def stands(self, namespace: NetworkNamespace) -> bool:
         """Whether anything of ours is there, whatever it was made for."""
@@ -87,8 +96,18 @@ class PodRedirector:
             raise RetryError(f"removing the redirection: {error}") from error
 
 
-def _ensure(spec: PodRedirect, backends: Backends) -> Look:
-    return Look(differed=in_pod.ensure(spec, backends), silent=silent_ports(spec))
+_Right = tuple[PodRedirect, int]
+"""What a namespace has, and the fingerprint of its rules then."""
+
+
+def _ensure(
+    spec: PodRedirect, backends: Backends, known: _Right | None
+) -> tuple[Look, _Right | None]:
+    fingerprint = backends.fingerprint()  # before the look: what changes during it is seen
+    right = None if fingerprint is None else (spec, fingerprint)
+    differed = in_pod.ensure(spec, backends, rules_are_right=right is not None and right == known)
+    look = Look(differed=differed, silent=silent_ports(spec))
+    return look, right  # with what was mended the fingerprint is another
 
 
 def _release(spec: PodRedirect, backends: Backends) -> int:

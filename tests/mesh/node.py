@@ -97,15 +97,18 @@ class Node:
     def did(self, uid: str) -> list[str]:
         return [name for name, of in self.steps if of == uid]
 
-    async def find(self, pod: Pod, handed_over: str | None) -> Held:
+    async def find(self, pod: Pod, handed_over: str | None, held: Held | None = None) -> Held:
         await self._step("find", pod.uid)
         if handed_over is not None:
-            return Held(self, int(os.path.basename(handed_over)))
+            return self._opened(int(os.path.basename(handed_over)), held)
         if pod.uid not in self.namespaces:
             raise RetryError("no such namespace")
         if not pod.addresses:
             raise RetryError("holds none of the pod's addresses")
-        return Held(self, self.namespaces[pod.uid])
+        return self._opened(self.namespaces[pod.uid], held)
+
+    def _opened(self, namespace: int, held: Held | None) -> Held:
+        return held if held is not None and held.id == namespace else Held(self, namespace)
 
     async def watch(self, namespace: Held, _: PodUID) -> "Watching":
         assert namespace in self.open

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +157,40 @@ async def test_cancelled_on_the_way(lab: Lab, threads: NamespaceThreads) -> None
         await asyncio.wait([searching])
     await found_in(namespaces, a_pod(pod))  # behind the jobs that were cut off
     assert open_descriptors() == before
+
+
+async def test_held_namespace_is_not_looked_into_again(lab: Lab, threads: NamespaceThreads) -> None:
+    """L25: the look of every minute costs one stat for as long as nothing has changed."""
+    pod, way = lab.add_pod("web"), Told("runtime")
+    namespaces = finder(threads, way)
+    with await namespaces.find(a_pod(pod), pod.path) as held:
+        pod.shell("ip address flush dev eth0")  # which a look inside would see
+        assert await namespaces.find(a_pod(pod), pod.path, held) is held
+        assert await namespaces.find(a_pod(pod), None, held) is held
+        assert way.asked == 0
+
+
+@pytest.mark.parametrize("change", ["path", "gone", "handed over", "addresses"])
+async def test_held_namespace_is_left_for_what_is_the_pods_now(
+    lab: Lab, threads: NamespaceThreads, tmp_path: Path, change: str
+) -> None:
+    """L10, L14: another namespace, other addresses or another path: all is verified anew."""
+    one, other = lab.add_pod("web"), lab.add_pod("other")
+    path = tmp_path / "netns"
+    path.symlink_to(one.path)
+    pod, handed_over = replace(a_pod(one), addresses=(one.v4, other.v4)), str(path)
+    namespaces = finder(threads, Told("runtime", other.path))
+    with await namespaces.find(pod, handed_over) as held:
+        assert held.id == NetnsId.of_path(one.path)
+        match change:
+            case "path":
+                path.unlink()
+                path.symlink_to(other.path)
+            case "gone":
+                path.unlink()
+            case "handed over":
+                handed_over = other.path
+            case "addresses":
+                pod = replace(pod, addresses=(other.v4,))
+        with await namespaces.find(pod, handed_over, held) as found:
+            assert found.id == NetnsId.of_path(other.path)
