@@ -63,6 +63,8 @@ class HostProbes:
         self._table: ProbeTable | None = None
         self._right: int | None = None
         """The generation at which the rules were right; addresses are asked for one by one."""
+        self._settled: dict[PodUID, tuple[int, tuple[IPAddress, ...]]] = {}
+        """The generation at which a pod's addresses were in, and these, as the pod has them."""
 
     async def start(self) -> None:
         """Have the host's rules and sets stand; keep every address that is in them.
@@ -82,7 +84,24 @@ class HostProbes:
             raise GiveUpError(
                 f"host probes: {pod.uid[:80]!r} is not a UID that a rule set can hold"
             )
+        if self._is_settled(pod):
+            return ()
         return await self._run(partial(self._ensure, pod))
+
+    def _is_settled(self, pod: Pod) -> bool:
+        """Whether nobody has changed a rule or set of the host since the pod's were looked at.
+
+        Asked without a thread, on the socket that is there.
+        """
+        table, settled = self._table, self._settled.get(pod.uid)
+        if table is None or settled is None or self._turn.locked():
+            return False
+        try:
+            return settled == (table.generation(), pod.addresses)
+        except RedirectError:
+            self._table = None
+            table.close()
+            return False
 
     async def remove(self, uid: PodUID) -> None:
         """Take out what the set has for `uid`. Idempotent; raises `HostProbesError`.
@@ -168,6 +187,8 @@ class HostProbes:
         self._change(table, [*taken, *gone], added | self._inherited(gone))
         if pod.addresses:
             del self._former[pod.uid]
+            if self._right is not None:  # with what was changed just now it is another
+                self._settled[pod.uid] = self._right, pod.addresses
         return tuple(differed)
 
     def _remove(self, uid: PodUID, table: ProbeTable) -> None:
@@ -185,6 +206,7 @@ class HostProbes:
 
     def _uninstall(self, table: ProbeTable) -> bool:
         self._claims.clear()
+        self._settled.clear()
         self._former.clear()
         stood = bool(table.standing())
         if stood:
@@ -212,6 +234,7 @@ class HostProbes:
 
     def _recall(self, uid: PodUID) -> frozenset[IPAddress]:
         """End the claim of `uid`; return, and keep until a change is made, what it may have."""
+        self._settled.pop(uid, None)
         had = self._former.get(uid, frozenset()) | self._claims.pop(uid, frozenset())
         self._former[uid] = had
         return had

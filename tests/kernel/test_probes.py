@@ -63,6 +63,49 @@ async def test_what_is_right_is_only_looked_at(host: Host, probes: HostProbes) -
         assert news() == []
 
 
+async def test_quiet_set_is_not_asked_for(
+    probes: HostProbes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L25: where nobody has changed anything on the host, a look is one question, in no thread."""
+    await probes.ensure(enrolled("a", V4))
+    assert await probes.ensure(enrolled("a", V4)) == ()
+
+    def asked(*_: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as context:
+        context.setattr(ProbeTable, "owner", asked)
+        assert await probes.ensure(enrolled("a", V4)) == ()
+        with pytest.raises(AssertionError):
+            await probes.ensure(enrolled("a", V6))
+    assert await probes.ensure(enrolled("a", V6)) == (
+        f"{V6} is missing",
+        f"{V4} is no longer the pod's",
+    )
+    await probes.remove(PodUID("a"))
+    assert await probes.ensure(enrolled("a", V6)) == (f"{V6} is missing",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"delete element {TABLE} {SET_V4} {{ {V4} }}",
+        f"flush set {TABLE} {SET_V4}",
+        f"delete table {TABLE}",
+    ],
+)
+async def test_whatever_changes_on_the_host_is_seen(
+    host: Host, probes: HostProbes, change: str
+) -> None:
+    """L9, L27: an entry that somebody took out is back with the very next look."""
+    await probes.ensure(enrolled("a", V4))
+    assert await probes.ensure(enrolled("a", V4)) == ()
+    host.nft(change)
+    assert await probes.ensure(enrolled("a", V4)) != ()
+    assert host.owners(SET_V4) == {V4: "a"}
+    assert await probes.ensure(enrolled("a", V4)) == ()
+
+
 async def test_a_pod_costs_one_element(host: Host, probes: HostProbes) -> None:
     """Among 1,000 addresses, a pod that comes, loses its element or goes changes only that."""
     addresses = [IPv4Address(0x0A02_0000 + number) for number in range(1, 1001)]
