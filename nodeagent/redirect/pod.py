@@ -20,8 +20,8 @@ NFTABLES = Backends.choose(None)
 
 def inspect(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]:
     """Say what differs from `spec`; empty where all is as intended. Raises `RedirectError`."""
-    wanted = wanted_entries(spec)
     with _routing() as netlink:
+        wanted = wanted_entries(netlink, spec)
         counts = count_entries(netlink)
     return (
         *(f"{entry} is missing" for entry in counts if entry in wanted and not counts[entry]),
@@ -42,10 +42,10 @@ def ensure(
     the rules do not wait for it: where a route cannot be had, because `lo` is down,
     say, the pod fails closed. Raises `RedirectError`.
     """
-    wanted = wanted_entries(spec)
     mended: list[str] = []
     refused: RedirectError | None = None
     with _routing() as netlink:
+        wanted = wanted_entries(netlink, spec)
         counts = count_entries(netlink)
         for entry, count in counts.items():
             if entry in wanted and not count:

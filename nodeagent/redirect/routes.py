@@ -5,7 +5,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from socket import AF_INET, AF_INET6, NETLINK_ROUTE
+from socket import AF_INET, AF_INET6
 from typing import Protocol
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nlmsg
@@ -24,7 +24,7 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.fibmsg import FR_ACT_TO_TBL, fibmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from nodeagent.netlink import Netlink, attributes
+from nodeagent.netlink import Netlink, attribute, attributes
 from nodeagent.redirect.errors import translated
 from nodeagent.redirect.rules import (
     REPLY_MARK,
@@ -45,6 +45,10 @@ _LINK_HEADER = struct.Struct("=BxHiII")
 _AF = {Family.V4: AF_INET, Family.V6: AF_INET6}
 # linux/if_link.h and ipv6.h
 _IFLA_AF_SPEC, _IFLA_INET6_CONF = 26, 2
+_IFLA_EXT_MASK, _SKIP_STATISTICS = 29, 1 << 3
+_LOOPBACK = _LINK_HEADER.pack(0, 0, _LOOPBACK_INDEX, 0, 0) + attribute(
+    _IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS)
+)
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
 
 
@@ -121,9 +125,11 @@ ENTRIES: tuple[Entry, ...] = (
 """Everything that may stand in a pod's routing because of us."""
 
 
-def wanted_entries(spec: PodRedirect) -> frozenset[Entry]:
-    """Which of `ENTRIES` should stand in the calling thread's network namespace."""
-    families = [family for family in spec.families if family is Family.V4 or _loopback_has_ipv6()]
+def wanted_entries(netlink: Netlink, spec: PodRedirect) -> frozenset[Entry]:
+    """Which of `ENTRIES` should stand in the namespace of `netlink`. Raises `RedirectError`."""
+    families = [
+        family for family in spec.families if family is Family.V4 or _loopback_has_ipv6(netlink)
+    ]
     return frozenset(entry(family) for family in families for entry in (PolicyRule, LocalRoute))
 
 
@@ -156,11 +162,11 @@ def _count(entry: Entry, netlink: Netlink) -> int:
             raise
 
 
-def _loopback_has_ipv6() -> bool:
+def _loopback_has_ipv6(netlink: Netlink) -> bool:
     # Not through /proc/sys: a look-up there passes every other namespace's entry of that name.
-    with translated("look at the loopback interface"), Netlink(NETLINK_ROUTE) as netlink:
-        links = netlink.dump(RTM_GETLINK, bytes(_LINK_HEADER.size))
-    loopback = next(body for body in links if _LINK_HEADER.unpack_from(body)[2] == _LOOPBACK_INDEX)
+    with translated("look at the loopback interface"):
+        loopback = netlink.get(RTM_GETLINK, _LOOPBACK)
+    assert loopback is not None  # noqa: S101 - there is no namespace without
     families = dict(attributes(dict(attributes(loopback[_LINK_HEADER.size :]))[_IFLA_AF_SPEC]))
     if AF_INET6 not in families:  # a kernel without IPv6 at all
         return False

@@ -34,7 +34,7 @@ class Floor:
         """Read it where `spec` was made true, in the calling thread's namespace."""
         rules = packet(list(creation(read())))
         with _Recorder(socket.NETLINK_ROUTE) as recorder:
-            for entry in wanted_entries(spec):
+            for entry in wanted_entries(recorder, spec):
                 add_entry(recorder, entry)
         return cls(rules, b"".join(recorder.requests), len(recorder.requests))
 

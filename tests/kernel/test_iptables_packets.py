@@ -74,7 +74,7 @@ def node(
 
 def redirect(backend: Backend) -> None:
     with Netlink(socket.NETLINK_ROUTE) as netlink:
-        for entry in wanted_entries(SPEC):
+        for entry in wanted_entries(netlink, SPEC):
             add_entry(netlink, entry)
     backend.ensure(SPEC)
 
