@@ -171,6 +171,10 @@ class FaultProxy:
         """Break the next line of one watch in the middle, and end the answer."""
         self._rules.append(_Rule(match=re.compile(match), times=1, half_line=True))
 
+    def watched(self, match: str) -> bool:
+        """Whether the server has answered a watch that matches, and it stands."""
+        return any(re.search(match, watch.request) for watch in self._watches)
+
     async def inject(self, line: bytes, *, match: str = _ANYTHING) -> int:
         """Put a line of our own into the open watches; in how many."""
         chosen = [watch for watch in self._watches if re.search(match, watch.request)]

@@ -171,7 +171,7 @@ async def test_permissions_go_with_the_daemonset(
     installed.own("doomed", installed.make_daemonset("doomed", finalizers))
     departure = installed.departure(api)
     following = asyncio.create_task(departure.follow())
-    await eventually(lambda: proxy.count("daemonsets.*watch=") == 1)
+    await eventually(lambda: proxy.watched("daemonsets"))
     proxy.answer(403, times=10**9)
     assert not await departure.for_good()
     installed.admin.delete(f"{installed.daemonsets}/doomed")
@@ -193,7 +193,7 @@ async def test_daemonset_that_came_back_is_no_end(
     """L17: of a DaemonSet that was replaced, the last word counts."""
     departure = installed.departure(api)
     following = asyncio.create_task(departure.follow())
-    await eventually(lambda: proxy.count("daemonsets.*watch=") == 1)
+    await eventually(lambda: proxy.watched("daemonsets"))
     installed.admin.delete(f"{installed.daemonsets}/agent")
     proxy.answer(500, times=10**9)
     async with asyncio.timeout(10):

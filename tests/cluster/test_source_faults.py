@@ -1,7 +1,6 @@
 """What a network, an API server and an etcd do to a watch: it is as if it had never broken."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,9 +41,7 @@ class Cluster:
 
     async def watched(self) -> None:
         """Wait until the server has answered a watch of pods."""
-        await eventually(
-            lambda: any(re.search(WATCH_OF_PODS, each.request) for each in self.proxy._watches)
-        )
+        await eventually(lambda: self.proxy.watched(WATCH_OF_PODS))
 
 
 @pytest.fixture
