@@ -209,13 +209,13 @@ async def _object(response: aiohttp.ClientResponse) -> dict[str, Any]:
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     line = bytearray()
     while chunk := await content.readany():
-        first, *others = chunk.split(b"\n")
-        line += first
-        for other in others:
-            yield bytes(line)
-            line = bytearray(other)
-        if len(line) > MAX_LINE:
-            raise GarbledError(f"a line of more than {MAX_LINE} bytes")
+        for number, part in enumerate(chunk.split(b"\n")):
+            if number > 0:
+                yield bytes(line)
+                line.clear()
+            line += part
+            if len(line) > MAX_LINE:
+                raise GarbledError(f"a line of more than {MAX_LINE} bytes")
 
 
 def _words(error: Exception) -> str:

@@ -184,10 +184,10 @@ def test_every_setting_in_the_manifests_exists(tmp_path: Path) -> None:
     assert {each["name"] for each in _container(documents)["env"]} <= known
 
 
-def test_both_components_go_together(control_plane: ControlPlane, tmp_path: Path) -> None:
+def test_both_components_go_together(deployed: ControlPlane, tmp_path: Path) -> None:
     """The options can be combined, and the server takes what they make of the DaemonSet."""
     documents = _kustomized(tmp_path, *(path.name for path in _COMPONENTS))
-    apply(control_plane.admin, [each for each in documents if each["kind"] == "DaemonSet"])
+    apply(deployed.admin, [each for each in documents if each["kind"] == "DaemonSet"])
     container = _container(documents)
     assert "NET_RAW" in container["securityContext"]["capabilities"]["add"]
     assert {"name": "xtables-lock", "mountPath": "/run/xtables.lock"} in container["volumeMounts"]
