@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,8 @@ from tests.runtime import image
 from tests.runtime.sandboxes import Sandboxes
 
 PLUGINS = Path("/usr/lib/cni")
+_CNI_CACHE = Path("/var/lib/cni")
+"""Where libcni notes its sandboxes; containerd has no setting for it."""
 """Where Debian's containernetworking-plugins are."""
 NETWORK = "10-pods.conflist"
 
@@ -106,6 +109,7 @@ class Containerd(Sandboxes):
 
     async def start(self) -> None:
         """Start it; returns when sandboxes can be made."""
+        _cover_cni_cache()
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 "containerd", "--config", str(self._config), stdout=log, stderr=log
@@ -207,3 +211,10 @@ async def _remove_cgroup(path: Path) -> None:
 
 def _is_true_root() -> bool:
     return Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
+
+
+def _cover_cni_cache() -> None:
+    """Keep what is noted there off the machine, in the mount namespace that the run has."""
+    _CNI_CACHE.mkdir(exist_ok=True)
+    if not _CNI_CACHE.is_mount():
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", _CNI_CACHE], check=True)
