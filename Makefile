@@ -6,7 +6,7 @@ PROTOC := PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m grpc_tools.protoc
 # Where Debian keeps ip and nft, out of an ordinary user's way.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test test-cluster bench proto lock clean
+.PHONY: help demo test test-cluster fuzz bench proto lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test: ## the whole gate: format, lint, types, layers, tests on the real kernel
 test-cluster: ## only what needs an API server, a container runtime, or both
 	@deploy/setup test
 	$(PYTHON) -m pytest -n 2 tests/cluster tests/runtime tests/node
+
+fuzz: ## the tests that feed hostile input, for some minutes instead of seconds
+	@deploy/setup test
+	HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest -n 2 -m fuzz --timeout 3600
 
 bench: ## the figures of docs/performance.md, on this machine
 	@deploy/setup test

@@ -1,15 +1,21 @@
 """What several tiers share, and which of them are left out here."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.cluster import binaries
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import DEPLOY, apply, build
 from tests.cni import chains, libcni
 from tests.runtime import containerd, image
+
+settings.register_profile("gate", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 
 def pytest_report_header() -> list[str]:
