@@ -1,9 +1,8 @@
 """Our chains in the language of ``iptables-restore`` and ``iptables-save``."""
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
+from nodeagent.redirect.iptables_save import Chain, find_chains, statements
 from nodeagent.redirect.rules import (
     LAYOUT_VERSION,
     Accept,
@@ -34,22 +33,6 @@ FIRST = (1,)
 # redirection that makes it needed, and goes after it.
 _ORDER = (Table.MANGLE, Table.RAW, Table.NAT)
 
-_OURS = tuple(f"-A {name} " for name in CHAINS.values())
-_ESCAPED = re.compile(r"\\.")
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """One of our chains as it stands."""
-
-    rules: tuple[str, ...]
-    """In the notation of the program that listed them, without their counters."""
-    jumps: tuple[int, ...]
-    """Where the hook's own chain leads here without a condition, counted from 1."""
-    held: bool
-    """Somebody else's rule leads here too; the kernel keeps the chain as long as it does."""
-
-
 Place = tuple[Table, Hook]
 Standing = Mapping[Place, Chain]
 """Our chains in one family."""
@@ -71,15 +54,13 @@ def render_removal(standing: Standing) -> str:
 
 
 def parse(listing: str) -> Standing:
-    """Find our chains in the output of ``iptables-save``.
-
-    A chain that is empty, and there only because somebody's rule leads to it, is not ours.
-    """
+    """Find our chains in the output of ``iptables-save``."""
+    found = find_chains(listing, {hook.upper(): name for hook, name in CHAINS.items()})
     return {
-        (table, hook): chain
+        (table, hook): found[table][name]
         for table in Table
-        for hook, chain in _chains(_section(listing, table))
-        if chain.rules or chain.jumps or not chain.held
+        for hook, name in CHAINS.items()
+        if name in found.get(table, {})
     }
 
 
@@ -90,55 +71,9 @@ def has_rules_of_others(listing: str) -> bool:
     """
     return any(
         statement.startswith("-A ") or (statement.startswith(":") and " - [" in statement)
-        for statement in _statements(listing)
+        for statement in statements(listing)
         if "ISTIO_" not in statement
     )
-
-
-def _chains(section: list[str]) -> Iterator[tuple[Hook, Chain]]:
-    rules = [statement for statement in section if statement.startswith("-A ")]
-    foreign = [rule for rule in rules if not f"{rule} ".startswith(_OURS)]
-    for hook, name in CHAINS.items():
-        if any(statement.startswith(f":{name} ") for statement in section):
-            jump = _jump("-A", hook)
-            before = [rule for rule in rules if rule.startswith(f"-A {hook.upper()} ")]
-            yield (
-                hook,
-                Chain(
-                    rules=tuple(rule for rule in rules if f"{rule} ".startswith(f"-A {name} ")),
-                    jumps=tuple(at for at, rule in enumerate(before, start=1) if rule == jump),
-                    held=any(rule != jump and _leads_to(name, rule) for rule in foreign),
-                ),
-            )
-
-
-def _leads_to(name: str, rule: str) -> bool:
-    return any(f" {option} {name} " in f"{rule} " for option in ("-j", "-g"))
-
-
-def _section(listing: str, table: Table) -> list[str]:
-    """The statements about one table."""
-    section: list[str] = []
-    inside = False
-    for statement in _statements(listing):
-        if statement.startswith("*"):
-            inside = statement[1:] == table
-        elif inside:
-            section.append(statement)
-    return section
-
-
-def _statements(listing: str) -> Iterator[str]:
-    """Split a listing where statements end: a line break within quotes is a tenant's comment."""
-    lines: list[str] = []
-    quoted = False
-    for line in listing.split("\n"):
-        lines.append(line)
-        if '"' in line and _ESCAPED.sub("", line).count('"') % 2:
-            quoted = not quoted
-        if not quoted:
-            yield "\n".join(lines)
-            lines = []
 
 
 def _render(rules: Collection[Rule], standing: Standing) -> str:

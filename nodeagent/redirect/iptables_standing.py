@@ -11,8 +11,9 @@ from socket import AF_INET, AF_INET6
 
 from nodeagent.netlink import Netlink, attributes
 from nodeagent.redirect.errors import RedirectError, translated
-from nodeagent.redirect.iptables import CHAINS, FIRST, Chain, Place, Standing, parse, render
+from nodeagent.redirect.iptables import CHAINS, FIRST, Place, Standing, parse, render
 from nodeagent.redirect.iptables_programs import Variant, restore, save
+from nodeagent.redirect.iptables_save import Chain
 from nodeagent.redirect.rules import Family, PodRedirect, Table
 from nodeagent.redirect.scratch import in_scratch_namespace
 

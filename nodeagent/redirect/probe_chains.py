@@ -1,13 +1,13 @@
 """The host's iptables chain that gives health probes their source address."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from socket import AF_INET, AF_INET6
 
 from nodeagent.netlink import Netlink, attribute
 from nodeagent.redirect.errors import RedirectError, translated
 from nodeagent.redirect.iptables import FIRST
 from nodeagent.redirect.iptables_programs import Variant, restore, save
+from nodeagent.redirect.iptables_save import Chain, find_chains
 from nodeagent.redirect.probe_rules import SETS, ProbeRules
 from nodeagent.redirect.rules import LAYOUT_VERSION, Family, Table
 
@@ -29,20 +29,8 @@ _LEGACY_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeChain:
-    """The chain as it stands in one family."""
-
-    rules: tuple[str, ...]
-    """In the notation of the program that listed them."""
-    jumps: tuple[int, ...]
-    """Where the hook's own chain leads here without a condition, counted from 1."""
-    held: bool = False
-    """Somebody else's rule leads here too; the kernel keeps the chain as long as it does."""
-
-
-ProbeChains = Mapping[Family, ProbeChain]
-"""A family without the chain is left out."""
+ProbeChains = Mapping[Family, Chain]
+"""The chain as it stands in each family; a family without the chain is left out."""
 
 
 def read_chains(variant: Variant) -> ProbeChains:
@@ -56,7 +44,7 @@ def read_chains(variant: Variant) -> ProbeChains:
 
 
 def write_chain(
-    variant: Variant, family: Family, rules: ProbeRules, standing: ProbeChain | None
+    variant: Variant, family: Family, rules: ProbeRules, standing: Chain | None
 ) -> None:
     """Put the chain in place of what stands, and first, in one transaction.
 
@@ -77,7 +65,7 @@ def remove_chains(variant: Variant, standing: ProbeChains) -> None:
         restore(variant, family, render_chain_removal(chain))
 
 
-def render_chain(rules: ProbeRules, family: Family, standing: ProbeChain | None) -> str:
+def render_chain(rules: ProbeRules, family: Family, standing: Chain | None) -> str:
     """Return the input for ``iptables-restore --noflush``; `standing` is what it replaces."""
     version = family.value.version
     source = {4: rules.probe_v4, 6: rules.probe_v6}[version]
@@ -95,41 +83,15 @@ def render_chain(rules: ProbeRules, family: Family, standing: ProbeChain | None)
     )
 
 
-def render_chain_removal(standing: ProbeChain) -> str:
+def render_chain_removal(standing: Chain) -> str:
     """Return the input for ``iptables-restore --noflush`` that removes `standing`."""
     gone = [] if standing.held else [f"-X {CHAIN}"]
     return _transaction(*_without_jumps(standing.jumps), f"-F {CHAIN}", *gone)
 
 
-def parse_chain(listing: str) -> ProbeChain | None:
-    """Find the chain in the output of ``iptables-save``.
-
-    One that is empty, and there only because somebody's rule leads to it, is not ours.
-    """
-    section = [*_nat_section(listing)]
-    if not any(line.startswith(f":{CHAIN} ") for line in section):
-        return None
-    hook = [line for line in section if line.startswith(f"-A {_HOOK} ")]
-    jump = f"-A {_HOOK} {_JUMP}"
-    chain = ProbeChain(
-        rules=tuple(line for line in section if line.startswith(f"-A {CHAIN} ")),
-        jumps=tuple(at for at, line in enumerate(hook, start=1) if line == jump),
-        held=any(line != jump and _leads_here(line) for line in section),
-    )
-    return chain if chain.rules or chain.jumps or not chain.held else None
-
-
-def _leads_here(line: str) -> bool:
-    return any(f" {option} {CHAIN} " in f"{line} " for option in ("-j", "-g"))
-
-
-def _nat_section(listing: str) -> Iterator[str]:
-    inside = False
-    for line in listing.splitlines():
-        if line.startswith("*"):
-            inside = line == f"*{Table.NAT}"
-        elif inside:
-            yield line
+def parse_chain(listing: str) -> Chain | None:
+    """Find the chain in the output of ``iptables-save``."""
+    return find_chains(listing, {_HOOK: CHAIN}).get(Table.NAT, {}).get(CHAIN)
 
 
 def _without_jumps(jumps: tuple[int, ...]) -> list[str]:

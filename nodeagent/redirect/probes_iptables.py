@@ -12,9 +12,9 @@ from nodeagent.mesh.pod import IPAddress
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect.iptables_programs import Variant
+from nodeagent.redirect.iptables_save import Chain
 from nodeagent.redirect.probe_chains import (
     CHAIN,
-    ProbeChain,
     ProbeChains,
     read_chains,
     remove_chains,
@@ -218,6 +218,6 @@ def _chain_part(family: Family) -> str:
     return f"{family} chain {CHAIN}"
 
 
-def _comparable(chain: ProbeChain | None) -> object:
+def _comparable(chain: Chain | None) -> object:
     # Who else leads here is not ours to change.
     return chain and (chain.jumps, chain.rules)

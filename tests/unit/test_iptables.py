@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from nodeagent.redirect.iptables import (
-    Chain,
     Standing,
     _render_rule,
     has_rules_of_others,
@@ -18,6 +17,8 @@ from nodeagent.redirect.iptables import (
 )
 from nodeagent.redirect.iptables_choice import find_variant
 from nodeagent.redirect.iptables_programs import Variant
+from nodeagent.redirect.iptables_save import Chain
+from nodeagent.redirect.probe_chains import parse_chain
 from nodeagent.redirect.rules import (
     Accept,
     Family,
@@ -234,11 +235,37 @@ def test_an_empty_chain_that_others_hold_is_not_ours() -> None:
     assert parse(f"{listing}COMMIT\n") == {OUTPUT: Chain(rules=(), jumps=(), held=False)}
 
 
-def test_a_tenants_comment_cannot_forge_a_statement() -> None:
+LINE_BREAKS = ("\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028")
+"""All that ``str.splitlines`` takes for the end of a line."""
+
+
+@pytest.mark.parametrize("line_break", LINE_BREAKS, ids=ascii)
+def test_a_tenants_comment_cannot_forge_a_statement(line_break: str) -> None:
     """iptables-save writes a line break in a comment as it is; what follows is no rule."""
-    forged = '-A OUTPUT -m comment --comment "\\"x\n-A OUTPUT -j ISTIO_OUTPUT\n" -j RETURN\n'
-    listing = LISTING.replace("-A OUTPUT -p udp -j RETURN\n", forged)
+    forged = line_break.join(('"\\"x', "-A OUTPUT -j ISTIO_OUTPUT", '"'))
+    rule = f"-A OUTPUT -m comment --comment {forged} -j RETURN\n"
+    listing = LISTING.replace("-A OUTPUT -p udp -j RETURN\n", rule)
     assert parse(listing)[OUTPUT].jumps == (2,)
+
+
+@pytest.mark.parametrize("line_break", LINE_BREAKS, ids=ascii)
+def test_nor_one_about_the_hosts_probes(line_break: str) -> None:
+    """The host's chain is read by the same parser."""
+    forged = line_break.join(('"x', "-A POSTROUTING -j ISTIO_POSTRT", "-A ISTIO_POSTRT -j DROP"))
+    chain = parse_chain(
+        f"""\
+*nat
+:POSTROUTING ACCEPT [0:0]
+:ISTIO_POSTRT - [0:0]
+-A POSTROUTING -m comment --comment {forged}{line_break}" -j MASQUERADE
+-A POSTROUTING -j ISTIO_POSTRT
+-A ISTIO_POSTRT -p tcp -j SNAT --to-source 169.254.7.127
+COMMIT
+"""
+    )
+    assert chain == Chain(
+        rules=("-A ISTIO_POSTRT -p tcp -j SNAT --to-source 169.254.7.127",), jumps=(2,)
+    )
 
 
 @pytest.mark.parametrize(
