@@ -5,8 +5,10 @@ import fcntl
 import os
 import resource
 
+from nodeagent import kernel
+
 _SELECTABLE = 1024
-"""FD_SETSIZE. libnftables waits with select(); given a higher number, glibc ends the process."""
+"""FD_SETSIZE: the first number that a program which waits with select() cannot use."""
 
 
 def make_room(expected: int) -> None:
@@ -21,8 +23,20 @@ def make_room(expected: int) -> None:
         os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, min(hard, expected) - 1))
 
 
+def leave_table() -> None:
+    """Give the calling thread a descriptor table of its own, empty but for the standard three.
+
+    What the thread opens from now on has low numbers, and no other thread sees it. The
+    thread must not touch descriptors of before, whose numbers mean nothing to it any
+    more. Raises ``OSError``.
+    """
+    kernel.unshare(kernel.CLONE_FILES)
+    highest = max(map(int, os.listdir("/proc/thread-self/fd")))
+    os.closerange(3, highest + 1)
+
+
 def out_of_the_way(fd: int) -> int:
-    """Move `fd`, one of many, to where it leaves the low numbers to libnftables' own sockets.
+    """Move `fd`, one of many, to where it leaves the low numbers to libraries that use select().
 
     Returns the new number; the same where the limit allows no higher one.
     """

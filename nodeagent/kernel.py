@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import os
 
+CLONE_FILES = 0x400
 CLONE_NEWNET = 0x4000_0000
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _M_ARENA_MAX = -8  # malloc.h
@@ -21,7 +22,7 @@ def setns(fd: int, nstype: int) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Give the calling thread new namespaces of its own."""
+    """Give the calling thread new namespaces, or a descriptor table, of its own."""
     if _libc.unshare(flags) != 0:
         raise _error()
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 
-import nftables
-
 from nodeagent.redirect.errors import RedirectError, explain
+from nodeagent.redirect.library import Library
 from nodeagent.redirect.rules import (
     LAYOUT_VERSION,
     Accept,
@@ -69,9 +68,13 @@ def apply(text: str) -> None:
     """
     # The library's socket stays where it was opened, so it lives for this call only.
     # Of several lines it shows the first in an error, so it gets one.
-    code, _, errors = nftables.Nftables().cmd(text.replace("\n", ";").replace("\t", " "))
-    if code != 0:
-        raise RedirectError(_explain_refusal(errors))
+    library = Library()
+    try:
+        library.apply(text.replace("\n", ";").replace("\t", " "))
+    except RedirectError as error:
+        raise RedirectError(_explain_refusal(str(error))) from error
+    finally:
+        library.close()
 
 
 @lru_cache(maxsize=64)

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 
-import nftables
-
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.netlink import Netlink, attribute, attributes
 from nodeagent.redirect.errors import RedirectError, translated
 from nodeagent.redirect.generation import NETLINK_NETFILTER, generation
+from nodeagent.redirect.library import Library
 from nodeagent.redirect.probe_rules import CHAIN, OWNER, SETS, TABLE, ProbeRules, render_table
 from nodeagent.redirect.scratch import in_scratch_namespace
 
@@ -87,20 +86,24 @@ class ProbeTable:
     def __init__(self) -> None:
         with translated("open a netfilter socket"):
             self._netlink = _Nfnetlink(NETLINK_NETFILTER)
-        self._library: nftables.Nftables | None = nftables.Nftables()
+        try:
+            self._library = Library()
+        except RedirectError:
+            self._netlink.close()
+            raise
 
     def close(self) -> None:
         """Give the sockets back. Idempotent."""
         self._netlink.close()
-        self._library = None  # its socket goes with the last reference
+        self._library.close()
 
     def apply(self, text: str) -> None:
         """Hand `text` to the kernel as one transaction; nothing has changed if it raises."""
-        assert self._library is not None, "closed"  # noqa: S101 - a mistake of ours, no fault
-        code, _, errors = self._library.cmd(text)
-        if code != 0:
-            reason = errors.partition("\n")[0].rpartition("Error: ")[2]
-            raise RedirectError(f"nftables refused: {reason or 'no reason given'}")
+        try:
+            self._library.apply(text)
+        except RedirectError as error:
+            reason = str(error).partition("\n")[0].rpartition("Error: ")[2]
+            raise RedirectError(f"nftables refused: {reason or 'no reason given'}") from error
 
     def generation(self) -> int:
         """What stays the same for as long as nobody changes any rules or sets of the host."""
