@@ -23,15 +23,13 @@ def build(folder: Path) -> list[Object]:
 
 
 def apply(admin: Client, documents: Iterable[Object]) -> None:
-    """Give them to the server; one that it would change or drop a field of is an error."""
+    """Give them to the server, which has their namespace, as docs/cluster.md says.
+
+    One that it would change or drop a field of is an error.
+    """
+    admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    # A controller's work, in a cluster that has one.
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+    admin.apply(account, namespace=NAMESPACE)
     for document in documents:
         admin.apply(document)
-        if document["kind"] == "Namespace":
-            # A controller's work, in a cluster that has one.
-            name = document["metadata"]["name"]
-            account = {
-                "apiVersion": "v1",
-                "kind": "ServiceAccount",
-                "metadata": {"name": "default"},
-            }
-            admin.apply(account, namespace=name)

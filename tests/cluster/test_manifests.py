@@ -14,6 +14,10 @@ from tests.eventually import eventually
 
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _COMPONENTS = sorted((DEPLOY / "components").iterdir())
+_BASES = sorted(path.parent.name for path in DEPLOY.glob("*/kustomization.yaml"))
+_OWN = ("nodeagent", "ztunnel-stub")
+_PROGRAMS_SETTINGS = {"XTABLES_LOCKFILE"}
+"""What the programs that the agent runs read themselves."""
 
 EVERYWHERE = {
     ("get", "", "pods", ""),
@@ -49,6 +53,16 @@ def _daemonset(documents: list[Object]) -> Object:
 def _container(documents: list[Object]) -> dict[str, Any]:
     [container] = _daemonset(documents)["spec"]["template"]["spec"]["containers"]
     return dict(container)
+
+
+def _shared(documents: list[Object]) -> list[str]:
+    """Those that others may depend on, or have made."""
+    return [
+        f"{each['kind']} {each['metadata']['name']}"
+        for each in documents
+        if each["kind"] in ("Namespace", "CustomResourceDefinition", "PriorityClass")
+        or not each["metadata"]["name"].startswith(_OWN)
+    ]
 
 
 def _rights(client: Client, namespace: str) -> set[tuple[str, str, str, str]]:
@@ -179,9 +193,32 @@ def test_container_is_confined(folder: str) -> None:
 
 def test_every_setting_in_the_manifests_exists(tmp_path: Path) -> None:
     """A variable that the agent does not know would be ignored without a word."""
-    known = {setting.variable for setting in SETTINGS}
+    known = {setting.variable for setting in SETTINGS} | _PROGRAMS_SETTINGS
     documents = _kustomized(tmp_path, *(path.name for path in _COMPONENTS))
     assert {each["name"] for each in _container(documents)["env"]} <= known
+
+
+@pytest.mark.parametrize("folder", _BASES)
+def test_nothing_shared_is_in_a_base(folder: str) -> None:
+    """L32: what `kubectl delete -k` deletes is the agent's or the stub's own, by kind and name."""
+    assert _shared(build(DEPLOY / folder)) == []
+
+
+@pytest.mark.parametrize("component", [path.name for path in _COMPONENTS])
+def test_nothing_shared_is_in_a_component(tmp_path: Path, component: str) -> None:
+    """L32: nor does a component add what others use."""
+    assert _shared(_kustomized(tmp_path, component)) == []
+
+
+def test_namespace_is_made_before_anything_is_applied() -> None:
+    """L32: it is in no base, so the documented steps make it where it is missing."""
+    root = _PROJECT.parent
+    texts = [path.read_text() for path in (*root.glob("docs/*.md"), *root.glob("deploy/**/*.md"))]
+    blocks = [block for text in texts for block in text.split("```") if "kubectl apply -k" in block]
+    assert len(blocks) >= 2
+    for block in blocks:
+        before, _, _ = block.partition("kubectl apply -k")
+        assert f"kubectl create namespace {NAMESPACE}\n" in before
 
 
 def test_both_components_go_together(deployed: ControlPlane, tmp_path: Path) -> None:
@@ -190,4 +227,6 @@ def test_both_components_go_together(deployed: ControlPlane, tmp_path: Path) -> 
     apply(deployed.admin, [each for each in documents if each["kind"] == "DaemonSet"])
     container = _container(documents)
     assert "NET_RAW" in container["securityContext"]["capabilities"]["add"]
+    # The one that kube-proxy's programs take.
     assert {"name": "xtables-lock", "mountPath": "/run/xtables.lock"} in container["volumeMounts"]
+    assert {"name": "XTABLES_LOCKFILE", "value": "/run/xtables.lock"} in container["env"]
