@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -52,6 +52,10 @@ class _Waiting:
 
     why: Callable[[], str]
 
+    def unanswered(self, error: Exception) -> None:
+        """The API server could not say. Unknown is not "no": the pod is held (L16)."""
+        self.why = partial(str, error) if str(error) else _no_answer
+
 
 class Admission(Generic[N]):
     """Decides about sandboxes with the table's one decision for their pod (L26)."""
@@ -86,12 +90,29 @@ class Admission(Generic[N]):
         return settled.reason if settled else None
 
     def known(self, pod: PodName) -> Workload[N] | None:
-        """Return the row of exactly this pod: its name may have been another's before."""
-        row = self._table.get(PodUID(pod.uid)) if pod.uid else None
-        row = row or self._table.named(pod.namespace, pod.name)
-        if row is None or row.gone or (pod.uid and row.seen.sandbox_uid != pod.uid):
+        """Return the row of the pod with this UID; none where the UID was not told (L38)."""
+        if pod.uid is None:
+            return None
+        row = self._table.get(PodUID(pod.uid)) or next(
+            # A static pod's row has the UID of its mirror in the API.
+            (row for row in self._named(pod) if row.seen.sandbox_uid == pod.uid),
+            None,
+        )
+        if row is None or row.gone or row.seen.sandbox_uid != pod.uid:
             return None
         return row
+
+    def holder(self, pod: PodName, netns: str) -> Workload[N] | None:
+        """Return the row of the pod whose sandbox has `netns`. Raises ``CniError``."""
+        if pod.uid is not None:
+            return self.known(pod)
+        rows = list(self._named(pod))
+        identity = self.identity_of(netns)
+        holding = (row for row in rows if row.namespace and row.namespace.id == identity)
+        return next(holding, None) or next((row for row in rows if not _is_ending(row.seen)), None)
+
+    def _named(self, pod: PodName) -> Iterator[Workload[N]]:
+        return self._table.named(pod.namespace, pod.name)
 
     def identity_of(self, netns: str) -> Hashable:
         """Tell the namespace at `netns` from others. Raises ``CniError`` where it is gone."""
@@ -121,7 +142,7 @@ class Admission(Generic[N]):
         self, pod: PodName, sandbox: Sandbox, adding: Adding, waiting: _Waiting
     ) -> str:
         await self._table.until_synced()
-        row = await self._row(pod, waiting)
+        row = await self._row(pod, sandbox, waiting)
         await self._decided(row, waiting)
         if not _is_over(row):
             adding.check()
@@ -135,7 +156,7 @@ class Admission(Generic[N]):
             if row.sandbox != given:
                 raise CniError(Code.TRY_AGAIN, f"another sandbox of pod {pod} has taken over")
         if row.gone:
-            raise CniError(Code.TRY_AGAIN, f"pod {pod} does not exist any more")
+            raise _over(str(pod))
         return row.decision.reason
 
     def _hand_over(self, pod: PodName, sandbox: Sandbox, row: Workload[N]) -> None:
@@ -148,27 +169,75 @@ class Admission(Generic[N]):
         if not _holds_another_interface(row, sandbox):
             self._table.handed_over(row, sandbox)
 
-    async def _row(self, pod: PodName, waiting: _Waiting) -> Workload[N]:
+    async def _row(self, pod: PodName, sandbox: Sandbox, waiting: _Waiting) -> Workload[N]:
         waiting.why = lambda: "the agent has not heard of the pod"
+        if self._lookup is None:
+            find = partial(self.known, pod) if pod.uid else partial(self._free, pod, sandbox)
+            return await self._table.until(find)
+        if pod.uid is None:
+            pod = await _asked(partial(self._identified, self._lookup, pod), waiting)
         return await _heard_or_asked(
             lambda: self._table.until(partial(self.known, pod)),
-            partial(self._ask, self._lookup, pod) if self._lookup else None,
+            partial(self._ask, self._lookup, pod),
             waiting,
         )
+
+    async def _identified(self, lookup: PodLookup, pod: PodName) -> PodName:
+        """Ask whose name it is: kubelet starts the pod that has it in the API now (L38).
+
+        Not one of the rows: that of a predecessor may look like a pod that starts, until
+        the watch tells of its end.
+        """
+        found = await lookup(pod.namespace, pod.name)
+        if found is None:
+            raise _nobody(pod)
+        if _is_ending(found):
+            raise RetryError(
+                f"the pod of this name that the API server has is ending (UID {found.uid}); "
+                "its successor is waited for"
+            )
+        self._adopt(found)
+        return replace(pod, uid=found.sandbox_uid)
 
     async def _ask(self, lookup: PodLookup, pod: PodName) -> None:
         found = await lookup(pod.namespace, pod.name)
         if self.known(pod) is not None:
             return  # heard of meanwhile; the answer may be older
         if found is None:
-            raise CniError(Code.TRY_AGAIN, f"the API server knows of no pod {pod} on this node")
-        if pod.uid and found.sandbox_uid != pod.uid:
+            raise _nobody(pod)
+        if found.sandbox_uid != pod.uid:
             raise CniError(
                 Code.TRY_AGAIN,
                 f"pod {pod} was replaced",
                 f"the runtime starts UID {pod.uid}, the API server has {found.sandbox_uid}",
             )
-        self._table.pod_seen(found)
+        self._adopt(found)
+
+    def _adopt(self, found: Pod) -> None:
+        row = self._table.get(found.uid)
+        if row is None:
+            self._table.pod_seen(found)
+        elif row.gone:
+            # The watch has told of the pod's end; the answer is older than that.
+            raise _over(str(found))
+
+    def _free(self, pod: PodName, sandbox: Sandbox) -> Workload[N] | None:
+        """Without an API to ask: a row that neither ends nor has another sandbox already."""
+        return next(
+            (
+                row
+                for row in self._named(pod)
+                if not _is_ending(row.seen)
+                and (row.sandbox is None or not self._lives_beside(row.sandbox, sandbox))
+            ),
+            None,
+        )
+
+    def _lives_beside(self, held: Sandbox, sandbox: Sandbox) -> bool:
+        try:
+            return self.identify(held.netns) != self.identify(sandbox.netns)
+        except OSError:
+            return False
 
     async def _decided(self, row: Workload[N], waiting: _Waiting) -> None:
         waiting.why = lambda: row.decision.reason
@@ -211,13 +280,37 @@ async def _heard_or_asked(
             async with asyncio.timeout(_ASK_TIMEOUT):
                 await ask()
         except (RetryError, TimeoutError) as error:
-            # Unknown is not "no": the pod is held until somebody can say (L16).
-            waiting.why = partial(str, error) if str(error) else _no_answer
+            waiting.unanswered(error)
             lag = max(CACHE_LAG, backoff.delay())
+
+
+async def _asked(ask: Callable[[], Awaitable[T]], waiting: _Waiting) -> T:
+    """Ask until there is an answer."""
+    backoff = Backoff()
+    while True:
+        try:
+            async with asyncio.timeout(_ASK_TIMEOUT):
+                return await ask()
+        except (RetryError, TimeoutError) as error:
+            waiting.unanswered(error)
+        await asyncio.sleep(max(CACHE_LAG, backoff.delay()))
 
 
 def _no_answer() -> str:
     return f"the API server has not answered within {_ASK_TIMEOUT:g} s"
+
+
+def _nobody(pod: PodName) -> CniError:
+    return CniError(Code.TRY_AGAIN, f"the API server knows of no pod {pod} on this node")
+
+
+def _over(pod: str) -> CniError:
+    return CniError(Code.TRY_AGAIN, f"pod {pod} does not exist any more")
+
+
+def _is_ending(pod: Pod) -> bool:
+    """Whether no sandbox is started for it any more."""
+    return pod.deleting or pod.ended
 
 
 def _is_decided(row: Workload[N]) -> bool:

@@ -114,7 +114,7 @@ class Plugin(Generic[N]):
     async def _check(self, pod: PodName, netns: str) -> None:
         if self._admission.let_through(pod) is not None:
             return
-        row = self._admission.known(pod)
+        row = self._admission.holder(pod, netns)
         if row is None or row.decision.wanted is Wanted.UNKNOWN:
             why = row.decision.reason if row else "the agent has not heard of it"
             raise CniError(Code.TRY_AGAIN, f"it is not known whether pod {pod} is in the mesh", why)

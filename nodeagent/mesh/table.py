@@ -74,16 +74,16 @@ class Table(Generic[N]):
         row.sandbox, row.sandbox_ended = None, asyncio.get_running_loop().time()
         self._changed(row)
 
-    def named(self, namespace: str, name: str) -> Workload[N] | None:
-        """The row of the pod that has this name now: the one that was seen last."""
-        rows = reversed(self._rows.values())
-        return next(
-            (
-                row
-                for row in rows
-                if not row.gone and (row.seen.namespace, row.seen.name) == (namespace, name)
-            ),
-            None,
+    def named(self, namespace: str, name: str) -> Iterator[Workload[N]]:
+        """The rows of existing pods with this name, the one that was seen first last.
+
+        Kubernetes gives a name again as soon as its pod is gone, and the news of that
+        may be late: which of them somebody means, the name does not say (L38).
+        """
+        return (
+            row
+            for row in reversed(list(self._rows.values()))
+            if not row.gone and (row.seen.namespace, row.seen.name) == (namespace, name)
         )
 
     async def until(self, find: Callable[[], Workload[N] | None]) -> Workload[N]:

@@ -218,13 +218,6 @@ async def test_static_pod(tmp_path: Path) -> None:
         assert runtime.on.node.ztunnel == {"1": 1}
 
 
-async def test_runtime_that_does_not_tell_the_uid(tmp_path: Path) -> None:
-    """The pod that has the name now is meant."""
-    async with serving(tmp_path) as runtime:
-        known(runtime)
-        assert (await runtime.add(uid=None)).success
-
-
 async def test_no_ztunnel(tmp_path: Path) -> None:
     """Without a ztunnel a mesh pod is held, and its event says what to look at."""
     async with serving(tmp_path, Node(ztunnel=None), deadline=0.2) as runtime:

@@ -334,6 +334,7 @@ async def test_istios_plugin(tmp_path: Path, address: str) -> None:
     """A node that still has Istio's plugin is served: 200 when the pod is in the mesh."""
     async with serving(tmp_path) as runtime:
         known(runtime)
+        runtime.api.pods.append(a_pod(addresses=()))
         assert (await runtime.post("/cmdadd", istio_request(address))).success
         assert runtime.on.node.ztunnel == {"1": 1}
         assert (await runtime.delete(container="c1", netns=1)).success
@@ -344,6 +345,7 @@ async def test_istios_plugin_gets_the_reason(tmp_path: Path) -> None:
     """Any other status fails the pod with the body as the message."""
     async with serving(tmp_path, Node(ztunnel=None), deadline=0.2) as runtime:
         known(runtime)
+        runtime.api.pods.append(a_pod(addresses=()))
         reply = await runtime.post("/cmdadd", istio_request())
         assert not reply.success
         assert "no ztunnel is connected" in reply.text
