@@ -46,7 +46,7 @@ def plugin_server(
     )
     return serve_plugin(
         settings.cni_agent_run_dir,
-        Plugin(table, admission, inspect=redirector.inspect, missing=missing),
+        Plugin(table, admission, inspect=redirector.inspect),
     )
 
 

@@ -11,7 +11,6 @@ class Code(IntEnum):
     INVALID_JSON = 6
     INVALID_CONFIGURATION = 7
     TRY_AGAIN = 11
-    NOT_AVAILABLE = 50
     DIFFERS = 100
     """What stands for the pod is not what should."""
 

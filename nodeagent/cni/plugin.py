@@ -26,6 +26,9 @@ log = structlog.get_logger()
 _ISTIO = Attachment(network="", container_id="", interface="")
 """Istio's plugin does not say what it attaches, nor when that ends."""
 
+_NEVER_FAILING = frozenset({Command.DEL, Command.GC, Command.STATUS})
+"""A fault of ours does not keep pods in Terminating (L18), or a node from being ready (L40)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -44,14 +47,12 @@ class Plugin(Generic[N]):
         admission: Admission[N],
         *,
         inspect: Callable[[N, Pod], Awaitable[tuple[str, ...]]],
-        missing: Callable[[], list[str]],
     ) -> None:
-        """`inspect`: as `mesh.enrolment.Redirector`; `missing`: what keeps us from being ready."""
+        """`inspect`: as `mesh.enrolment.Redirector`."""
         self._admission = admission
         self._attachments = Attachments()
         self._release = Release(table, self._attachments, admission.identify)
         self._inspect = inspect
-        self._missing = missing
 
     async def call(self, body: bytes) -> Answer:
         """Answer a call that the binary has forwarded."""
@@ -72,8 +73,8 @@ class Plugin(Generic[N]):
             return Answer(success=False, body=result.failure(error, version))
         except Exception:
             log.exception("unexpected failure", command=command)
-            if command is Command.DEL:
-                return Answer(success=True)  # no pod hangs for a fault of ours (L18)
+            if command in _NEVER_FAILING:
+                return Answer(success=True)
             fault = CniError(Code.TRY_AGAIN, "the mesh's agent failed unexpectedly: see its log")
             return Answer(success=False, body=result.failure(fault, version))
 
@@ -103,7 +104,11 @@ class Plugin(Generic[N]):
             case Command.GC:
                 self._release.collect(configuration.name, configuration.attachments)
             case _:
-                self._status()
+                # STATUS decides whether the node is ready, and a node that is not cannot
+                # start ztunnel, or the agent anew. So whoever can answer is well, with
+                # lists or without, with a ztunnel or without: pods that need them wait
+                # in their ADD (L15, L40).
+                pass
         return ""
 
     async def _add(self, pod: PodName, sandbox: Sandbox) -> None:
@@ -132,14 +137,6 @@ class Plugin(Generic[N]):
         if differences:
             raise CniError(
                 Code.DIFFERS, f"the redirection of pod {pod} differs", "; ".join(differences)
-            )
-
-    def _status(self) -> None:
-        # A ztunnel that is away is no reason: kubelet would take the node for not
-        # ready, and ztunnel's own pod could not start (L15).
-        if missing := self._missing():
-            raise CniError(
-                Code.NOT_AVAILABLE, "the agent is not ready", f"waits for {'; '.join(missing)}"
             )
 
 

@@ -42,18 +42,33 @@ class Release(Generic[N]):
                 await row.until(lambda row: row.namespace is None or row.namespace.id != held)
 
     def collect(self, network: str, valid: Any) -> None:
-        """End every attachment of `network` that is not among `valid` ones. Raises ``CniError``.
+        """End the attachments of `network` that the runtime does not have any more.
 
-        One that is being added is newer than the runtime's list.
+        `valid` is what it says that it has. Without a list (none at all, or ``null``)
+        only those end whose network namespace is gone: nobody has said that the others
+        are not in use. One that is being added is newer than any list. Raises
+        ``CniError`` for a list that is not understood.
         """
         keep = _attachments(network, valid)
         for row in self._table:
             if row.sandbox is None or row.sandbox.network != network:
                 continue
             attachment = attachment_of(row.sandbox)
-            if attachment not in keep and not self._attachments.is_adding(attachment):
-                log.info("sandbox collected", pod=str(row.pod), uid=row.uid)
-                self._table.sandbox_ended(row)
+            if self._attachments.is_adding(attachment):
+                continue
+            if self._exists(row.sandbox.netns) if keep is None else attachment in keep:
+                continue
+            log.info("sandbox collected", pod=str(row.pod), uid=row.uid)
+            self._table.sandbox_ended(row)
+
+    def _exists(self, netns: str) -> bool:
+        try:
+            self._identify(netns)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # it cannot be told
+        return True
 
     def _holder(self, attachment: Attachment) -> Workload[N] | None:
         rows = (row for row in self._table if row.sandbox is not None)
@@ -90,7 +105,15 @@ def _is(sandbox: Sandbox | None, attachment: Attachment) -> bool:
     return sandbox is not None and attachment_of(sandbox) == attachment
 
 
-def _attachments(network: str, valid: Any) -> set[Attachment]:
+def _attachments(network: str, valid: Any) -> set[Attachment] | None:
+    """Return the runtime's list; None where there is none.
+
+    ocicni (CRI-O) sends ``null`` for a network in which it has no sandbox, and a runtime
+    that hands libcni no arguments has the key left out; both have libcni send a DEL for
+    each attachment in its cache first. containerd sends no GC at all.
+    """
+    if valid is None:
+        return None
     found = set()
     for entry in valid if isinstance(valid, list) else [None]:
         match entry:

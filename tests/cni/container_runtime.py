@@ -87,10 +87,13 @@ class Runtime:
         self.api = api
         self.missing: list[str] = []
         self.gone: set[str] = set()
+        self.hidden: set[str] = set()
 
     def identify(self, netns: str) -> int:
         if netns in self.gone:
             raise FileNotFoundError(netns)
+        if netns in self.hidden:
+            raise PermissionError(netns)
         return int(os.path.basename(netns))
 
     async def post(self, path: str, data: bytes, sock: str = "pluginevent.sock") -> Reply:
@@ -172,12 +175,7 @@ async def serving(
             lookup_namespace=None if folder else api.namespace,
             deadline=deadline,
         )
-        plugin = Plugin(
-            on.table,
-            admission,
-            inspect=on.node.inspect,
-            missing=lambda: runtime.missing,
-        )
+        plugin = Plugin(on.table, admission, inspect=on.node.inspect)
         async with serve_plugin(str(directory), plugin):
             yield runtime
 

@@ -16,6 +16,7 @@ from tests.cni.libcni import CniError, Libcni
 from tests.cni.test_server import known
 from tests.cni.test_shim_conformance import fixed
 from tests.eventually import eventually
+from tests.mesh.node import Node
 
 __all__ = ["fixed"]
 
@@ -55,3 +56,54 @@ async def test_life_of_a_sandbox(
             sandbox = replace(sandbox, container_id="c2")
         await runtime.delete(chain, sandbox)
         assert (agent.on.node.ztunnel, agent.on.node.open) == ({}, [])
+
+
+@pytest.mark.parametrize("null", [True, False])
+async def test_collection_without_a_list(
+    libcni: Callable[..., Libcni],
+    plugins: Path,
+    fixed: Callable[[str, Path], dict[str, Any]],
+    tmp_path: Path,
+    null: bool,
+) -> None:
+    """L40: what lives stays when the runtime has no list, as ocicni has none without sandboxes."""
+    async with serving(tmp_path / "run") as agent:
+        known(agent)
+        runtime, chain = libcni(plugins), fixed("1.1.0", tmp_path / "run" / "pluginevent.sock")
+        await runtime.add(chain, attachment_of(WEB, netns="/run/netns/1"))
+        # libcni has a DEL for each attachment in its cache: this one has lost it.
+        forgetful = replace(runtime, cache=tmp_path / "empty")
+        await forgetful.collect_without_list(chain, null=null)
+        assert agent.on.row("1").sandbox is not None
+        agent.gone.add("/run/netns/1")
+        await forgetful.collect_without_list(chain, null=null)
+        await eventually(lambda: agent.on.node.ztunnel == {})
+
+
+async def test_collection_with_an_empty_list(
+    libcni: Callable[..., Libcni],
+    plugins: Path,
+    fixed: Callable[[str, Path], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    """A list that is there and empty says that the runtime has nothing in this network."""
+    async with serving(tmp_path / "run") as agent:
+        known(agent)
+        runtime, chain = libcni(plugins), fixed("1.1.0", tmp_path / "run" / "pluginevent.sock")
+        await runtime.add(chain, attachment_of(WEB, netns="/run/netns/1"))
+        await replace(runtime, cache=tmp_path / "empty").collect(chain)
+        await eventually(lambda: agent.on.node.ztunnel == {})
+
+
+async def test_node_is_ready_while_the_agent_starts(
+    libcni: Callable[..., Libcni],
+    plugins: Path,
+    fixed: Callable[[str, Path], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    """L40: STATUS succeeds before the first lists, with the API server and ztunnel away."""
+    async with serving(tmp_path / "run", Node(ztunnel=None), in_sync=False) as agent:
+        agent.missing = ["the first list of pods"]
+        agent.api.away = True
+        chain = fixed("1.1.0", tmp_path / "run" / "pluginevent.sock")
+        await libcni(plugins).status(chain)

@@ -214,13 +214,25 @@ async def test_collection_ends_what_is_not_valid(tmp_path: Path) -> None:
         await eventually(lambda: runtime.on.node.ztunnel == {"1": 1})
 
 
-@pytest.mark.parametrize("valid", [None, {}, "c1", [{"containerID": 1, "ifname": "eth0"}], [[]]])
-async def test_collection_without_a_list(tmp_path: Path, valid: object) -> None:
-    """A list that is not there or not understood is not an empty one: nothing ends."""
+@pytest.mark.parametrize("valid", [{}, "c1", 0, [{"containerID": 1, "ifname": "eth0"}], [[]]])
+async def test_collection_with_a_list_that_is_none(tmp_path: Path, valid: object) -> None:
+    """A list that is not understood is not an empty one: nothing ends."""
     async with serving(tmp_path) as runtime:
         await added(runtime)
         assert (await collect(runtime, valid)).code == 7
         assert runtime.on.row("1").sandbox is not None
+
+
+@pytest.mark.parametrize("config", [{}, {"cni.dev/valid-attachments": None}])
+async def test_collection_without_a_list(tmp_path: Path, config: dict[str, object]) -> None:
+    """L40: without a list, what lives stays, and what the kernel does not have any more ends."""
+    async with serving(tmp_path) as runtime:
+        for uid in ("1", "2", "3"):
+            await added(runtime, uid, container=f"c{uid}", netns=int(uid))
+        runtime.gone.add("/run/netns/2")
+        runtime.hidden.add("/run/netns/3")
+        assert (await runtime.call("GC", config=config)).success
+        await eventually(lambda: runtime.on.node.ztunnel == {"1": 1, "3": 3})
 
 
 async def test_collection_leaves_other_networks_alone(tmp_path: Path) -> None:
@@ -242,14 +254,14 @@ async def test_collection_leaves_what_is_being_added(tmp_path: Path) -> None:
         adding.cancel()
 
 
-async def test_status(tmp_path: Path) -> None:
-    """L15: not ready is an error with the reasons; a ztunnel that is away is none."""
-    async with serving(tmp_path, Node(ztunnel=None)) as runtime:
-        assert (await runtime.call("STATUS")).success
+@pytest.mark.parametrize("in_sync", [True, False])
+async def test_status(tmp_path: Path, in_sync: bool) -> None:
+    """L40: whoever can answer is well: while it starts, without lists, without a ztunnel."""
+    async with serving(tmp_path, Node(ztunnel=None), in_sync=in_sync) as runtime:
         runtime.missing = ["the first list of pods"]
+        runtime.api.away = True
         reply = await runtime.call("STATUS")
-        assert reply.code == 50
-        assert "the first list of pods" in reply.message
+        assert (reply.success, reply.text) == (True, "")
 
 
 async def test_version(tmp_path: Path) -> None:
@@ -262,7 +274,7 @@ async def test_version(tmp_path: Path) -> None:
 
 
 async def test_fault_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """L18: a bug in the agent fails an ADD with a CNI error, and never a DEL."""
+    """L18, L40: a bug in the agent fails an ADD with a CNI error, and never a DEL or a GC."""
     async with serving(tmp_path) as runtime:
         known(runtime)
 
@@ -274,6 +286,7 @@ async def test_fault_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert (await runtime.add()).code == TRY_AGAIN
         assert (await runtime.add()).success
         monkeypatch.setattr(runtime.on.table, "sandbox_ended", fault)
+        assert (await collect(runtime, [])).success
         assert (await runtime.delete()).success
 
 

@@ -64,7 +64,12 @@ class Libcni:
     async def collect(self, configuration: Configuration, *valid: Attachment) -> None:
         """Run GC, which is to keep what is `valid`; CNI has it from 1.1.0 on."""
         attachments = [{"containerID": one.container_id, "ifname": one.interface} for one in valid]
-        await self._do("gc", configuration, {"attachments": attachments})
+        await self._do("gc", configuration, {"gcArgs": {"attachments": attachments}})
+
+    async def collect_without_list(self, configuration: Configuration, *, null: bool) -> None:
+        """Run GC with a nil slice as the list (ocicni without sandboxes), or without arguments."""
+        arguments = {"attachments": None} if null else None
+        await self._do("gc", configuration, {"gcArgs": arguments})
 
     async def status(self, configuration: Configuration) -> None:
         """Run STATUS of each plugin; CNI has it from 1.1.0 on."""

@@ -22,6 +22,11 @@ type request struct {
 	Netns       string               `json:"netns"`
 	Interface   string               `json:"interface"`
 	Args        [][2]string          `json:"args"`
+	GCArgs      *gcArgs              `json:"gcArgs"`
+}
+
+// gcArgs tells three lists of none apart: no arguments at all, a nil slice, and an empty one.
+type gcArgs struct {
 	Attachments []types.GCAttachment `json:"attachments"`
 }
 
@@ -51,7 +56,11 @@ func operate(asked request) (any, error) {
 	case "del":
 		return nil, cni.DelNetworkList(ctx, list, runtime)
 	case "gc":
-		return nil, cni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: asked.Attachments})
+		if asked.GCArgs == nil {
+			return nil, cni.GCNetworkList(ctx, list, nil)
+		}
+		args := &libcni.GCArgs{ValidAttachments: asked.GCArgs.Attachments}
+		return nil, cni.GCNetworkList(ctx, list, args)
 	case "status":
 		return nil, cni.GetStatusNetworkList(ctx, list)
 	case "validate":
