@@ -1,12 +1,15 @@
 # `make` lists what there is to do.
 PYTHON := .venv/bin/python
+BIN := .venv/bin
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-header --no-annotate pyproject.toml
+	--no-header --no-annotate
 PROTOC := PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m grpc_tools.protoc
+C_FILES := $(shell git ls-files "*.c" "*.h")
+SHELL_FILES := deploy/setup deploy/make-dist .ci/run
 # Where Debian keeps ip and nft, out of an ordinary user's way.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test test-cluster fuzz bench proto lock clean
+.PHONY: help demo quick test test-cluster fuzz bench fmt lint types hooks dist proto lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,12 +18,14 @@ demo: ## show the main job: pods, redirected traffic, restarts (no root, no clus
 	@deploy/setup demo
 	@$(PYTHON) -m tests.demo
 
+quick: ## format, lint, types, layers, and the tests of the heart: under a minute
+	@deploy/setup demo
+	@$(MAKE) --no-print-directory lint types
+	$(PYTHON) -m pytest -n 2 -q tests/unit tests/mesh
+
 test: ## the whole gate: format, lint, types, layers, tests on the real kernel
 	@deploy/setup test
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy
-	.venv/bin/lint-imports
+	@$(MAKE) --no-print-directory lint types
 	$(PYTHON) -m pytest -n 2
 
 test-cluster: ## only what needs an API server, a container runtime, or both
@@ -35,16 +40,44 @@ bench: ## the figures of docs/performance.md, on this machine
 	@deploy/setup test
 	@$(PYTHON) -m tests.bench
 
+fmt: ## format what a program can format: Python and C
+	@deploy/setup demo
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/clang-format -i $(C_FILES)
+
+lint: ## look at Python, C, shell, YAML and spelling, and change nothing
+	@deploy/setup demo
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck $(SHELL_FILES)
+	$(BIN)/yamllint --strict deploy .pre-commit-config.yaml
+	$(BIN)/codespell $$(git ls-files)
+
+types: ## check the types
+	@deploy/setup demo
+	$(PYTHON) -m mypy
+
+hooks: ## run `make fmt` and `make lint` before each commit of this clone
+	@deploy/setup dist
+	.venv/dist/bin/pre-commit install
+
+dist: ## wheel, source archive, SBOM and checksums in dist/, the same bytes each time
+	@deploy/setup dist
+	deploy/make-dist
+
 proto: ## make the generated code of proto/ anew
 	$(PROTOC) -Iproto --python_out=nodeagent/zds --mypy_out=nodeagent/zds proto/zds.proto
 	$(PROTOC) -Iproto --python_out=nodeagent/netns --mypy_out=nodeagent/netns proto/cri.proto
 	$(PROTOC) -Itests/runtime --python_out=tests/runtime --mypy_out=tests/runtime \
 		tests/runtime/kubelet.proto
 
-lock: ## make both requirements files anew from pyproject.toml (needs uv)
-	$(COMPILE) --output-file deploy/requirements.txt
-	$(COMPILE) --group dev --output-file tests/requirements.txt
+lock: ## make the requirements files anew from pyproject.toml (needs uv)
+	$(COMPILE) pyproject.toml --output-file deploy/requirements.txt
+	$(COMPILE) pyproject.toml --group dev --output-file tests/requirements.txt
+	$(COMPILE) --group dist --output-file deploy/requirements-dist.txt
 
 clean: ## remove .venv and caches
-	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

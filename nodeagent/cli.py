@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from nodeagent import config, log
+from nodeagent import __version__, config, log
 from nodeagent.mesh.errors import RetryError
 
 _EXAMPLES = """\
@@ -117,9 +117,7 @@ def _failed(error: Exception | str, *, status: int = 1) -> int:
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version  # megabytes that no other command needs
-
-        print(f"nodeagent {version('nodeagent')}")
+        print(f"nodeagent {__version__}")
         parser.exit()
 
 
