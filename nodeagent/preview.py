@@ -8,6 +8,8 @@ from nodeagent.log import printable
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.nftables import render
+from nodeagent.redirect.routes import LocalRoute, PolicyRule
+from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, PodRedirect
 
 
 class UnknownPodError(Exception):
@@ -35,4 +37,16 @@ _NO_POD = Pod(uid=PodUID(""), name="", namespace="")
 
 def _text(settings: Settings, pod: Pod) -> str:
     spec, warnings = Intent.from_settings(settings).of(pod)
-    return "".join(f"# {printable(warning)}\n" for warning in warnings) + render(spec)
+    notes = [*map(printable, warnings), *_routing(spec)]
+    return "".join(f"# {note}\n" for note in notes) + render(spec)
+
+
+def _routing(spec: PodRedirect) -> Iterator[str]:
+    for family in spec.families:
+        ip = f"ip -{family.value.version}"
+        yield f"{ip} {PolicyRule(family).command}"
+        yield f"{ip} {LocalRoute(family).command}"
+    yield (
+        f"where table {REPLY_TABLE} of a pod is somebody else's, the first free one of"
+        f" {SPARE_TABLES[0]} to {SPARE_TABLES[-1]} takes its place"
+    )

@@ -11,7 +11,7 @@ from socket import NETLINK_ROUTE
 from nodeagent.netlink import Netlink
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.errors import RedirectError, translated
-from nodeagent.redirect.routes import add_entry, count_entries, remove_entries, wanted_entries
+from nodeagent.redirect.reply_path import add_entry, mark_entry, plan, removable, remove_entry
 from nodeagent.redirect.rules import PodRedirect
 
 NFTABLES = Backends.choose(None)
@@ -21,14 +21,14 @@ NFTABLES = Backends.choose(None)
 def inspect(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]:
     """Say what differs from `spec`; empty where all is as intended. Raises `RedirectError`."""
     with _routing() as netlink:
-        wanted = wanted_entries(netlink, spec)
-        counts = count_entries(netlink)
+        routing = plan(netlink, spec)
     return (
-        *(f"{entry} is missing" for entry in counts if entry in wanted and not counts[entry]),
+        *routing.conflicts,
+        *(f"{entry} is missing" for entry in routing.missing),
         *backends.chosen.inspect(spec),
         *backends.leftovers(),
-        *(f"{entry} is there twice" for entry in counts if entry in wanted and counts[entry] > 1),
-        *(f"{entry} is not wanted" for entry in counts if counts[entry] and entry not in wanted),
+        *(f"{entry} is there twice" for entry in routing.twice),
+        *(f"{entry} is not wanted" for entry in routing.unwanted),
     )
 
 
@@ -45,25 +45,23 @@ def ensure(
     mended: list[str] = []
     refused: RedirectError | None = None
     with _routing() as netlink:
-        wanted = wanted_entries(netlink, spec)
-        counts = count_entries(netlink)
-        for entry, count in counts.items():
-            if entry in wanted and not count:
-                mended.append(f"{entry} is missing")
-                try:
-                    add_entry(netlink, entry)
-                except RedirectError as error:
-                    refused = error
+        routing = plan(netlink, spec)
+        if routing.conflicts:
+            refused = RedirectError("; ".join(routing.conflicts))
+        for entry in routing.missing:
+            mended.append(f"{entry} is missing")
+            try:
+                add_entry(netlink, entry)
+            except RedirectError as error:
+                refused = error
         if not rules_are_right:
             mended += backends.chosen.ensure(spec)
             mended += backends.sweep()
         if refused:
             raise refused
-        for entry, count in counts.items():
-            surplus = count - (entry in wanted)
-            if surplus > 0:
-                remove_entries(netlink, entry, surplus)
-                mended.append(f"{entry} is {'there twice' if entry in wanted else 'not wanted'}")
+        for entry in (*routing.twice, *routing.unwanted):
+            remove_entry(netlink, entry)
+            mended.append(f"{entry} is {'there twice' if entry in routing.twice else 'not wanted'}")
     return tuple(mended)
 
 
@@ -72,18 +70,20 @@ def stands(backends: Backends = NFTABLES) -> bool:
     return backends.chosen.stands() or bool(backends.leftovers())
 
 
-def remove(backends: Backends = NFTABLES) -> bool:
-    """Remove everything of ours, whatever it was made for; return whether anything stood.
+def remove(backends: Backends = NFTABLES) -> tuple[str, ...]:
+    """Remove everything of ours, whatever it was made for; return what was removed, in words.
 
-    Raises `RedirectError`.
+    Rules of ours or Istio's prove whose the routes are, so these are marked before the
+    rules go, and go last. Raises `RedirectError`.
     """
-    stood = backends.chosen.remove()
-    stood = bool(backends.sweep()) or stood
     with _routing() as netlink:
-        counts = count_entries(netlink)
-        for entry, count in counts.items():
-            remove_entries(netlink, entry, count)
-    return stood or any(counts.values())
+        routes = removable(netlink, proven=stands(backends))
+        routes = tuple(mark_entry(netlink, entry) for entry in routes)
+        removed = [f"rules in {backends.chosen}"] if backends.chosen.remove() else []
+        removed += backends.sweep()
+        for entry in routes:
+            remove_entry(netlink, entry)
+    return (*removed, *map(str, routes))
 
 
 @contextmanager

@@ -91,9 +91,10 @@ class PodRedirector:
     async def remove(self, namespace: NetworkNamespace) -> bool:
         """Take out everything of ours; return whether anything stood there."""
         try:
-            return await self._threads.run(namespace, partial(in_pod.remove, self._backends))
+            removed = await self._threads.run(namespace, partial(in_pod.remove, self._backends))
         except (RedirectError, OSError) as error:
             raise RetryError(f"removing the redirection: {error}") from error
+        return bool(removed)
 
 
 _Right = tuple[PodRedirect, int]

@@ -1,14 +1,17 @@
-"""The policy rules and local routes that take the app's replies back to ztunnel."""
+"""The policy rule and the local route that take the app's replies back to ztunnel.
 
-import errno
+Each is described once: the bytes that a description gives are those that are added,
+those that a look compares with what the kernel has, and those that are deleted (L42).
+The kernel ignores what a request to delete leaves out, so before a delete it is checked
+that the first thing that the kernel would take is the one that is meant.
+"""
+
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
-from typing import Protocol
 
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nlmsg
 from pyroute2.netlink.rtnl import (
     RTM_DELROUTE,
     RTM_DELRULE,
@@ -17,155 +20,226 @@ from pyroute2.netlink.rtnl import (
     RTM_GETRULE,
     RTM_NEWROUTE,
     RTM_NEWRULE,
-    rt_proto,
-    rt_scope,
-    rt_type,
 )
-from pyroute2.netlink.rtnl.fibmsg import FR_ACT_TO_TBL, fibmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from nodeagent.netlink import Netlink, attribute, attributes
-from nodeagent.redirect.errors import translated
-from nodeagent.redirect.rules import (
-    REPLY_MARK,
-    REPLY_PRIORITY,
-    REPLY_TABLE,
-    Family,
-    PodRedirect,
+from nodeagent.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Netlink,
+    attribute,
+    attributes,
 )
+from nodeagent.redirect.errors import RedirectError
+from nodeagent.redirect.rules import REPLY_MARK, REPLY_PRIORITY, REPLY_TABLE, Family
+
+OWN_PROTOCOL = 111
+"""``rtm_protocol`` of the local routes that this agent adds: they can be told from others'.
+
+Nobody has registered this number in iproute2's ``rt_protos``. `ip` and Istio's agent
+replace and delete such a route like any other: they name no protocol.
+"""
+
+# Of fib_rule_hdr and of rtmsg alike: family, destination's length, source's length,
+# TOS, table, two reserved bytes or protocol and scope, action or type, flags.
+_HEADER = struct.Struct("=BBBBBBBBI")
+_NUMBER = struct.Struct("=I")
+_AF = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
 
 # linux/fib_rules.h
-_FRA_SUPPRESS_PREFIXLEN, _FRA_PAD, _FRA_PROTOCOL = 14, 18, 21
+_FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN = 6, 10, 14
+_FRA_TABLE, _FRA_FWMASK, _FRA_PAD, _FRA_PROTOCOL = 15, 16, 18, 21
+_FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
 # linux/rtnetlink.h
-_RTA_OIF, _RTA_TABLE = 4, 15
+_RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_CACHEINFO, _RTA_TABLE, _RTA_PREF = 1, 4, 6, 12, 15, 20
+_RTN_LOCAL = 2
+_RT_SCOPE_HOST = 254
+_IP6_RT_PRIO_USER = 1024  # linux/ipv6_route.h: what an IPv6 route without a metric gets
 
 _LOOPBACK_INDEX = 1  # in every network namespace: LOOPBACK_IFINDEX
 _LINK_HEADER = struct.Struct("=BxHiII")
-_AF = {Family.V4: AF_INET, Family.V6: AF_INET6}
 # linux/if_link.h and ipv6.h
 _IFLA_AF_SPEC, _IFLA_INET6_CONF = 26, 2
 _IFLA_EXT_MASK, _SKIP_STATISTICS = 29, 1 << 3
 _LOOPBACK = _LINK_HEADER.pack(0, 0, _LOOPBACK_INDEX, 0, 0) + attribute(
-    _IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS)
+    _IFLA_EXT_MASK, _NUMBER.pack(_SKIP_STATISTICS)
 )
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
 
-
-class Entry(Protocol):
-    """One thing in the pod's routing that is there or not."""
-
-    def count(self, netlink: Netlink) -> int:
-        """How many stand; only other software makes it more than one. Raises ``OSError``."""
-
-    def add(self, netlink: Netlink) -> None:
-        """Add one. Raises ``OSError``."""
-
-    def remove(self, netlink: Netlink) -> None:
-        """Remove one. Raises ``OSError``."""
+# What the kernel adds to a listing, and what stands for "not set" there.
+_RULE_DEFAULTS = frozenset(
+    {(_FRA_SUPPRESS_PREFIXLEN, b"\xff" * 4), (_FRA_PROTOCOL, b"\0")},
+)
+_ROUTE_DEFAULTS = frozenset({(_RTA_PREF, b"\0")})
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """``ip rule add fwmark 0x111/0xfff pref 32764 lookup 100``."""
+    """Leads what carries the reply mark to `table`.
+
+    Without a protocol, as Istio's agent adds it: the kernel compares the protocol of a
+    rule that is added, so with one of our own Istio's agent would add a second rule.
+    """
 
     family: Family
+    table: int = REPLY_TABLE
+    protocol: int = 0
 
-    def count(self, netlink: Netlink) -> int:
-        """See `Entry`. A rule with any further condition is somebody else's."""
-        wanted = _conditions(_reply_rule(self.family))
-        rules = netlink.dump(RTM_GETRULE, _all_rules(self.family))
-        return sum(_is_plain(rule) and _conditions(rule) == wanted for rule in rules)
+    def message(self) -> bytes:
+        """The one description, as the body of a request."""
+        numbers = {
+            _FRA_PRIORITY: REPLY_PRIORITY,
+            _FRA_FWMARK: REPLY_MARK.value,
+            _FRA_FWMASK: REPLY_MARK.mask,
+            _FRA_TABLE: self.table,
+        }
+        protocol = attribute(_FRA_PROTOCOL, bytes([self.protocol])) if self.protocol else b""
+        header = _HEADER.pack(_AF[self.family], 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
+        return header + _numbers(numbers) + protocol
 
     def add(self, netlink: Netlink) -> None:
-        """See `Entry`."""
-        netlink.request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _reply_rule(self.family))
+        """Add it, where the same does not stand yet. Raises ``OSError``."""
+        netlink.request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, self.message())
 
     def remove(self, netlink: Netlink) -> None:
-        """See `Entry`."""
-        netlink.request(RTM_DELRULE, 0, _reply_rule(self.family))
+        """Remove one, if it stands. Raises ``OSError``, and `RedirectError` to spare another's."""
+        rules = read_rules(netlink, self.family)
+        if _is_first(self, ((rule, parse_rule(rule)) for rule in rules)):
+            netlink.request(RTM_DELRULE, 0, self.message())
+
+    @property
+    def command(self) -> str:
+        """What to tell ``ip`` for the same."""
+        mark = f"{REPLY_MARK.value:#x}/{REPLY_MARK.mask:#x}"
+        return f"rule add fwmark {mark} pref {REPLY_PRIORITY} lookup {self.table}"
 
     def __str__(self) -> str:
-        return f"policy rule for {self.family}"
+        return f"policy rule for {self.family}{_in_table(self.table)}"
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRoute:
-    """``ip route replace local 0.0.0.0/0 dev lo table 100``, or ``::/0``."""
+    """Makes everything local in `table`."""
 
     family: Family
+    table: int = REPLY_TABLE
+    protocol: int = OWN_PROTOCOL
 
-    def count(self, netlink: Netlink) -> int:
-        """See `Entry`."""
-        wanted = _reply_route(self.family)
-        try:
-            routes = netlink.dump(RTM_GETROUTE, _reply_table(self.family))
-        except FileNotFoundError:  # a table that never had a route
-            return 0
-        return sum(_is_same_route(route, wanted) for route in routes)
+    @property
+    def marked(self) -> bool:
+        """Whether this agent has added it, for certain."""
+        return self.protocol == OWN_PROTOCOL
+
+    def message(self) -> bytes:
+        """The one description, as the body of a request."""
+        numbers = {_RTA_TABLE: self.table, _RTA_OIF: _LOOPBACK_INDEX}
+        if self.family is Family.V6:
+            numbers[_RTA_PRIORITY] = _IP6_RT_PRIO_USER
+        scope = _RT_SCOPE_HOST if self.family is Family.V4 else 0
+        header = _HEADER.pack(_AF[self.family], 0, 0, 0, 0, self.protocol, scope, _RTN_LOCAL, 0)
+        return header + _numbers(numbers)
 
     def add(self, netlink: Netlink) -> None:
-        """See `Entry`."""
-        netlink.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _reply_route(self.family))
+        """Add it to a table without a default route. Raises ``OSError``."""
+        netlink.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, self.message())
+
+    def mark(self, netlink: Netlink) -> "LocalRoute":
+        """Write our protocol on it in place, for one that was proven to be ours or Istio's.
+
+        Raises ``OSError``.
+        """
+        marked = replace(self, protocol=OWN_PROTOCOL)
+        if not self.marked:
+            netlink.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, marked.message())
+        return marked
 
     def remove(self, netlink: Netlink) -> None:
-        """See `Entry`."""
-        netlink.request(RTM_DELROUTE, 0, _reply_route(self.family))
+        """Remove it, if it stands. Raises ``OSError``, and `RedirectError` to spare another's."""
+        routes = read_routes(netlink, self.family, self.table)
+        defaults = (route for route in routes if not _HEADER.unpack_from(route)[1])
+        if _is_first(self, ((route, parse_route(route)) for route in defaults)):
+            netlink.request(RTM_DELROUTE, 0, self.message())
+
+    @property
+    def command(self) -> str:
+        """What to tell ``ip`` for the same."""
+        return f"route add local default dev lo table {self.table} protocol {self.protocol}"
 
     def __str__(self) -> str:
-        return f"local route for {self.family}"
+        return f"local route for {self.family}{_in_table(self.table)}"
 
 
-ENTRIES: tuple[Entry, ...] = (
-    PolicyRule(Family.V4),
-    LocalRoute(Family.V4),
-    PolicyRule(Family.V6),
-    LocalRoute(Family.V6),
-)
-"""Everything that may stand in a pod's routing because of us."""
+Entry = PolicyRule | LocalRoute
+"""One thing in the pod's routing that is there because of us."""
 
 
-def wanted_entries(netlink: Netlink, spec: PodRedirect) -> frozenset[Entry]:
-    """Which of `ENTRIES` should stand in the namespace of `netlink`. Raises `RedirectError`."""
-    families = [
-        family for family in spec.families if family is Family.V4 or _loopback_has_ipv6(netlink)
-    ]
-    return frozenset(entry(family) for family in families for entry in (PolicyRule, LocalRoute))
+def parse_rule(found: bytes) -> PolicyRule | None:
+    """Read a rule of the kernel's listing; None for one that leads no replies to ztunnel.
+
+    A rule with any further condition is somebody else's.
+    """
+    family = _family(found)
+    known = dict(attributes(found[_HEADER.size :]))
+    protocol = known.get(_FRA_PROTOCOL, b"\0")[0]
+    rule = PolicyRule(family, lookup(found) or 0, protocol)
+    return rule if _meaning_of_rule(found) == _meaning_of_rule(rule.message()) else None
 
 
-def count_entries(netlink: Netlink) -> dict[Entry, int]:
-    """How many of each of `ENTRIES` stand. Raises `RedirectError`."""
-    return {entry: _count(entry, netlink) for entry in ENTRIES}
+def parse_route(found: bytes) -> LocalRoute | None:
+    """Read a route of the kernel's listing; None for one that is not the local default."""
+    header = _HEADER.unpack_from(found)
+    table = _number(found, _RTA_TABLE, header[4])
+    route = LocalRoute(_family(found), table, header[5])
+    return route if _meaning_of_route(found) == _meaning_of_route(route.message()) else None
 
 
-def add_entry(netlink: Netlink, entry: Entry) -> None:
-    """Add `entry`, which does not stand. Raises `RedirectError`."""
-    with translated(f"add the {entry}"):
-        entry.add(netlink)
+def lookup(rule: bytes) -> int | None:
+    """The table that a rule of the kernel's listing leads to, if it leads to one."""
+    header = _HEADER.unpack_from(rule)
+    if header[7] != _FR_ACT_TO_TBL:
+        return None
+    return _number(rule, _FRA_TABLE, header[4])
 
 
-def remove_entries(netlink: Netlink, entry: Entry, count: int) -> None:
-    """Remove `entry` as often as it stands. Raises `RedirectError`."""
-    with translated(f"remove the {entry}"):
-        for _ in range(count):
-            entry.remove(netlink)
+def preference(rule: bytes) -> int:
+    """Where a rule of the kernel's listing stands among the others."""
+    return _number(rule, _FRA_PRIORITY, 0)
 
 
-def _count(entry: Entry, netlink: Netlink) -> int:
-    with translated(f"look for the {entry}"):
-        try:
-            return entry.count(netlink)
-        except OSError as error:
-            # A kernel without IPv6 at all.
-            if error.errno in {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:
-                return 0
-            raise
+def destination(route: bytes) -> str:
+    """Where a route of the kernel's listing leads to, as `ip` writes it."""
+    length = _HEADER.unpack_from(route)[1]
+    payload = dict(attributes(route[_HEADER.size :])).get(_RTA_DST)
+    return f"{ip_address(payload)}/{length}" if payload else "default"
 
 
-def _loopback_has_ipv6(netlink: Netlink) -> bool:
+def read_rules(netlink: Netlink, family: Family) -> list[bytes]:
+    """All policy rules, in the kernel's order. Raises ``OSError``."""
+    return netlink.dump(RTM_GETRULE, _HEADER.pack(_AF[family], *[0] * 8))
+
+
+def read_routes(netlink: Netlink, family: Family, table: int) -> list[bytes]:
+    """All routes in `table`, in the kernel's order. Raises ``OSError``."""
+    header = _HEADER.pack(_AF[family], *[0] * 8)
+    try:
+        return netlink.dump(RTM_GETROUTE, header + _numbers({_RTA_TABLE: table}))
+    except FileNotFoundError:  # a table that never had a route
+        return []
+
+
+def read_marked_routes(netlink: Netlink, family: Family) -> list[LocalRoute]:
+    """Our own routes, whatever table they are in. Raises ``OSError``."""
+    header = _HEADER.pack(_AF[family], 0, 0, 0, 0, OWN_PROTOCOL, 0, _RTN_LOCAL, 0)
+    # A kernel before 4.20 ignores the filter.
+    routes = map(parse_route, netlink.dump(RTM_GETROUTE, header))
+    return [route for route in routes if route is not None and route.marked]
+
+
+def loopback_has_ipv6(netlink: Netlink) -> bool:
+    """Whether IPv6 is enabled on the loopback interface. Raises ``OSError``."""
     # Not through /proc/sys: a look-up there passes every other namespace's entry of that name.
-    with translated("look at the loopback interface"):
-        loopback = netlink.get(RTM_GETLINK, _LOOPBACK)
+    loopback = netlink.get(RTM_GETLINK, _LOOPBACK)
     assert loopback is not None  # noqa: S101 - there is no namespace without
     families = dict(attributes(dict(attributes(loopback[_LINK_HEADER.size :]))[_IFLA_AF_SPEC]))
     if AF_INET6 not in families:  # a kernel without IPv6 at all
@@ -175,76 +249,60 @@ def _loopback_has_ipv6(netlink: Netlink) -> bool:
     return bool(disabled == 0)
 
 
-@lru_cache
-def _all_rules(family: Family) -> bytes:
-    return _encoded(fibmsg(), family=_AF[family])
+def _is_first(entry: Entry, standing: Iterable[tuple[bytes, Entry | None]]) -> bool:
+    """Whether the kernel would take `entry` for its own description; False: nothing stands."""
+    request = entry.message()
+    for found, meaning in standing:
+        if _would_take(request, found):
+            if meaning != entry:
+                raise RedirectError(
+                    f"cannot remove the {entry}: one of somebody else, with more conditions,"
+                    " stands before it, and the kernel would remove that one; remove it first"
+                )
+            return True
+    return False
 
 
-@lru_cache
-def _reply_rule(family: Family) -> bytes:
-    return _encoded(
-        fibmsg(),
-        family=_AF[family],
-        table=REPLY_TABLE,
-        action=FR_ACT_TO_TBL,
-        attrs=[
-            ("FRA_PRIORITY", REPLY_PRIORITY),
-            ("FRA_FWMARK", REPLY_MARK.value),
-            ("FRA_FWMASK", REPLY_MARK.mask),
-            ("FRA_TABLE", REPLY_TABLE),
-            ("FRA_PROTOCOL", rt_proto["boot"]),  # what the ip program writes, too
-        ],
+def _would_take(request: bytes, found: bytes) -> bool:
+    """Whether a request to delete means `found` to the kernel: what it leaves out is ignored."""
+    asked, there = _HEADER.unpack_from(request), _HEADER.unpack_from(found)
+    known = dict(attributes(found[_HEADER.size :]))
+    return all(mine in {0, theirs} for mine, theirs in zip(asked, there, strict=True)) and all(
+        known.get(kind) == payload for kind, payload in attributes(request[_HEADER.size :])
     )
 
 
-@lru_cache
-def _reply_table(family: Family) -> bytes:
-    return _encoded(rtmsg(), family=_AF[family], attrs=[("RTA_TABLE", REPLY_TABLE)])
-
-
-@lru_cache
-def _reply_route(family: Family) -> bytes:
-    return _encoded(
-        rtmsg(),
-        family=_AF[family],
-        table=REPLY_TABLE,
-        proto=rt_proto["boot"],
-        scope=rt_scope["host"],
-        type=rt_type["local"],
-        attrs=[("RTA_TABLE", REPLY_TABLE), ("RTA_OIF", _LOOPBACK_INDEX)],
-    )
-
-
-def _encoded(message: nlmsg, **fields: object) -> bytes:
-    """Have pyroute2 encode `message`; without the header, which is the socket's matter."""
-    for name, value in fields.items():
-        message[name] = value
-    message.encode()
-    return bytes(message.data[16:])
-
-
-def _is_plain(rule: bytes) -> bool:
-    _, target, source, tos, _, _, _, action, flags = _HEADER.unpack_from(rule)
-    return not (target or source or tos or flags & _FIB_RULE_INVERT) and action == FR_ACT_TO_TBL
-
-
-def _conditions(rule: bytes) -> Mapping[int, bytes]:
-    return {
-        kind: payload
-        for kind, payload in attributes(rule[_HEADER.size :])
-        if kind not in {_FRA_PROTOCOL, _FRA_PAD} and (kind, payload) != _SUPPRESS_NOTHING
+def _meaning_of_rule(message: bytes) -> object:
+    family, target, source, tos, _, _, _, action, flags = _HEADER.unpack_from(message)
+    conditions = {
+        (kind, payload) for kind, payload in attributes(message[_HEADER.size :]) if kind != _FRA_PAD
     }
+    inverted = flags & _FIB_RULE_INVERT
+    return family, target, source, tos, action, inverted, conditions - _RULE_DEFAULTS
 
 
-def _is_same_route(have: bytes, want: bytes) -> bool:
-    _, target, source, tos, _, _, _, kind, _ = _HEADER.unpack_from(have)
-    found, wanted = (dict(attributes(route[_HEADER.size :])) for route in (have, want))
-    return (
-        not (target or source or tos)
-        and kind == rt_type["local"]
-        and all(found.get(part) == wanted[part] for part in (_RTA_TABLE, _RTA_OIF))
-    )
+def _meaning_of_route(message: bytes) -> object:
+    family, target, source, tos, _, protocol, scope, kind, _ = _HEADER.unpack_from(message)
+    parts = {
+        (part, payload)
+        for part, payload in attributes(message[_HEADER.size :])
+        if part != _RTA_CACHEINFO
+    }
+    return family, target, source, tos, protocol, scope, kind, parts - _ROUTE_DEFAULTS
 
 
-_HEADER = struct.Struct("=BBBBBBBBI")  # of fib_rule_hdr and of rtmsg alike
-_SUPPRESS_NOTHING = (_FRA_SUPPRESS_PREFIXLEN, bytes([0xFF] * 4))
+def _numbers(numbers: dict[int, int]) -> bytes:
+    return b"".join(attribute(kind, _NUMBER.pack(number)) for kind, number in numbers.items())
+
+
+def _number(message: bytes, kind: int, default: int) -> int:
+    payload = dict(attributes(message[_HEADER.size :])).get(kind)
+    return int(_NUMBER.unpack(payload)[0]) if payload else default
+
+
+def _family(message: bytes) -> Family:
+    return next(family for family, number in _AF.items() if number == message[0])
+
+
+def _in_table(table: int) -> str:
+    return "" if table == REPLY_TABLE else f" in table {table}"

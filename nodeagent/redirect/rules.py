@@ -21,6 +21,8 @@ DNS_PORT = 15053
 
 REPLY_TABLE = 100
 """Routing table that takes replies back to ztunnel."""
+SPARE_TABLES = range(15100, 15116)
+"""Taken in its place, the first that is free, where table 100 is somebody else's (sbr's, say)."""
 REPLY_PRIORITY = 32764
 """Priority of the policy rule that leads there."""
 

@@ -15,7 +15,8 @@ from nodeagent.zds.connection import Connection
 _POINTS: tuple[tuple[Any, str], ...] = (
     (Verifier, "verify"),
     (pod, "add_entry"),
-    (pod, "remove_entries"),
+    (pod, "mark_entry"),
+    (pod, "remove_entry"),
     (batch, "replace"),
     (batch, "remove"),
     (Connection, "_send"),

@@ -15,7 +15,7 @@ import nftables
 
 from nodeagent import kernel
 from nodeagent.netlink import Netlink
-from nodeagent.redirect.routes import PolicyRule
+from nodeagent.redirect.routes import PolicyRule, parse_rule, read_rules
 from nodeagent.redirect.rules import Family
 from tests.bench.node import Node, Pod
 from tests.bench.programs import DEADLINE, Agent
@@ -138,7 +138,10 @@ def _table_flushed() -> Mend:
 def _policy_rule_deleted() -> Mend:
     with Netlink(socket.NETLINK_ROUTE) as netlink:
         rule = PolicyRule(Family.V4)
-        mend = _measured(partial(rule.remove, netlink), lambda: bool(rule.count(netlink)))
+        mend = _measured(
+            partial(rule.remove, netlink),
+            lambda: rule in map(parse_rule, read_rules(netlink, Family.V4)),
+        )
     return Mend(mend.seconds, 0)
 
 

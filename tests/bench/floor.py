@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nodeagent.netlink import NLM_F_ACK, NLM_F_REQUEST, Netlink
 from nodeagent.redirect.batch import creation, packet
-from nodeagent.redirect.routes import add_entry, wanted_entries
+from nodeagent.redirect.routes import LocalRoute, PolicyRule
 from nodeagent.redirect.rules import PodRedirect
 from nodeagent.redirect.standing import read
 
@@ -34,8 +34,9 @@ class Floor:
         """Read it where `spec` was made true, in the calling thread's namespace."""
         rules = packet(list(creation(read())))
         with _Recorder(socket.NETLINK_ROUTE) as recorder:
-            for entry in wanted_entries(recorder, spec):
-                add_entry(recorder, entry)
+            for family in spec.families:
+                LocalRoute(family).add(recorder)
+                PolicyRule(family).add(recorder)
         return cls(rules, b"".join(recorder.requests), len(recorder.requests))
 
     def send(self) -> None:

@@ -90,12 +90,19 @@ async def udp_server(
 
 
 async def udp_ask(
-    pod: Pod, address: IPAddress, port: int, *, source_port: int = 0, mark: int | None = None
+    pod: Pod,
+    address: IPAddress,
+    port: int,
+    *,
+    source: IPAddress | None = None,
+    source_port: int = 0,
+    mark: int | None = None,
 ) -> str:
     """Send a datagram and return the answer. Raises ``TimeoutError``."""
     loop = asyncio.get_running_loop()
     with pod.socket(family_of(address), socket.SOCK_DGRAM, mark=mark) as sock:
-        sock.bind(("::" if address.version == 6 else "0.0.0.0", source_port))
+        anywhere = "::" if address.version == 6 else "0.0.0.0"
+        sock.bind((str(source or anywhere), source_port))
         sock.connect((str(address), port))
         async with asyncio.timeout(DEADLINE):
             await loop.sock_sendall(sock, b"query")

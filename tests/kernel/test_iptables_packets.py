@@ -12,7 +12,7 @@ import pytest
 from nodeagent.netlink import Netlink
 from nodeagent.redirect.backend import Backend, Backends
 from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.routes import add_entry, wanted_entries
+from nodeagent.redirect.reply_path import add_entry, plan
 from tests.kernel.spec import PROBE_V4, PROBE_V6, spec
 from tests.kernel.standin import MARK, udp_ask, udp_server
 from tests.lab.apps import DEADLINE, IPAddress, ask, conversation, echo_app, family_of
@@ -74,7 +74,7 @@ def node(
 
 def redirect(backend: Backend) -> None:
     with Netlink(socket.NETLINK_ROUTE) as netlink:
-        for entry in wanted_entries(netlink, SPEC):
+        for entry in plan(netlink, SPEC).missing:
             add_entry(netlink, entry)
     backend.ensure(SPEC)
 

@@ -1,0 +1,186 @@
+"""Which routing table takes a pod's replies back to ztunnel, and what that asks for.
+
+It is table 100 unless somebody else uses that in the pod: then the first free one of
+`SPARE_TABLES`. The kernel keeps the choice: our policy rule names the table.
+"""
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nodeagent.netlink import Netlink
+from nodeagent.redirect.errors import translated
+from nodeagent.redirect.routes import (
+    Entry,
+    LocalRoute,
+    PolicyRule,
+    destination,
+    lookup,
+    loopback_has_ipv6,
+    parse_route,
+    parse_rule,
+    preference,
+    read_marked_routes,
+    read_routes,
+    read_rules,
+)
+from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, Family, PodRedirect
+
+REPLY_TABLES = (REPLY_TABLE, *SPARE_TABLES)
+
+_MOST_CONFLICTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What has to change in a pod's routing."""
+
+    missing: tuple[Entry, ...] = ()
+    """In the order in which they are added."""
+    twice: tuple[Entry, ...] = ()
+    """Copies of what is there and wanted once."""
+    unwanted: tuple[Entry, ...] = ()
+    """In the order in which they are removed: a marked route goes last, it proves the rest."""
+    conflicts: tuple[str, ...] = ()
+    """Why replies find no way back, for each family in which no table is free."""
+
+
+def plan(netlink: Netlink, spec: PodRedirect) -> Plan:
+    """Compare the routing in the namespace of `netlink` with `spec`. Raises `RedirectError`."""
+    with translated("look at the policy rules and routes"):
+        plans = [
+            path.plan()
+            if path.family in spec.families
+            and (path.family is Family.V4 or loopback_has_ipv6(netlink))
+            else Plan(unwanted=tuple(path.removable(proven=True)))
+            for path in _paths(netlink)
+        ]
+    return Plan(
+        missing=tuple(entry for each in plans for entry in each.missing),
+        twice=tuple(entry for each in plans for entry in each.twice),
+        unwanted=tuple(entry for each in plans for entry in each.unwanted),
+        conflicts=tuple(conflict for each in plans for conflict in each.conflicts),
+    )
+
+
+def removable(netlink: Netlink, *, proven: bool) -> tuple[Entry, ...]:
+    """Everything that goes when the pod leaves the mesh, in the order in which it goes.
+
+    Policy rules and local routes are removed as pairs only, and where there is proof of
+    whose they are (L30): our own mark on the route, or, as `proven` says, rules of ours
+    or of Istio's ambient agent in the pod. Raises `RedirectError`.
+    """
+    with translated("look at the policy rules and routes"):
+        return tuple(entry for path in _paths(netlink) for entry in path.removable(proven=proven))
+
+
+def add_entry(netlink: Netlink, entry: Entry) -> None:
+    """Add `entry`, which does not stand. Raises `RedirectError`."""
+    with translated(f"add the {entry}"):
+        entry.add(netlink)
+
+
+def mark_entry(netlink: Netlink, entry: Entry) -> Entry:
+    """Make the proof of a route that is about to go outlive the rules that are the proof now.
+
+    Whatever ends the agent after that, the next one knows the route. Raises `RedirectError`.
+    """
+    if isinstance(entry, PolicyRule):
+        return entry
+    with translated(f"mark the {entry}"):
+        return entry.mark(netlink)
+
+
+def remove_entry(netlink: Netlink, entry: Entry) -> None:
+    """Remove `entry`, if it stands still. Raises `RedirectError`."""
+    with translated(f"remove the {entry}"):
+        entry.remove(netlink)
+
+
+class _ReplyPath:
+    """What stands in one family's routing that concerns the replies."""
+
+    def __init__(self, netlink: Netlink, family: Family) -> None:
+        """Read it. Raises ``OSError``."""
+        self.family = family
+        self._netlink = netlink
+        self._rules: list[PolicyRule] = []
+        self._lookups: dict[int, int] = {}
+        """Which tables rules of others look up, and the preference of one of these rules."""
+        for found in read_rules(netlink, family):
+            rule, table = parse_rule(found), lookup(found)
+            if rule is not None and rule.table in REPLY_TABLES:
+                self._rules.append(rule)
+            elif table is not None:
+                self._lookups.setdefault(table, preference(found))
+        self._marked = read_marked_routes(netlink, family)
+        self._tables: dict[int, list[bytes]] = {}
+
+    def plan(self) -> Plan:
+        """What has to change for replies to find their way. Raises ``OSError``."""
+        table, conflicts = self._choose()
+        if table is None:
+            return Plan(conflicts=(f"{self.family} replies have no table: {conflicts}",))
+        missing: list[Entry] = []
+        if not self._routes(table):
+            missing.append(LocalRoute(self.family, table))
+        here = [rule for rule in self._rules if rule.table == table]
+        if not here:
+            missing.append(PolicyRule(self.family, table))
+        return Plan(
+            missing=tuple(missing),
+            twice=tuple(here[1:]),
+            unwanted=tuple(self.removable(proven=True, but=table)),
+        )
+
+    def removable(self, *, proven: bool, but: int | None = None) -> Iterator[Entry]:
+        """What is ours, or Istio's, in all tables `but` one. Raises ``OSError``."""
+        marked = {route.table for route in self._marked}
+        rules = [
+            rule for rule in self._rules if rule.table != but and (proven or rule.table in marked)
+        ]
+        yield from rules
+        for table in sorted({rule.table for rule in rules} - self._lookups.keys()):
+            for route in map(parse_route, self._routes(table)):
+                if route is not None and not route.marked:
+                    yield route
+        yield from (route for route in self._marked if route.table != but)
+
+    def _choose(self) -> tuple[int | None, str]:
+        """The table that is in use or the first that is free; if there is none, why."""
+        named = {rule.table for rule in self._rules}
+        marked = {route.table for route in self._marked}
+        conflicts = []
+        for table in sorted(REPLY_TABLES, key=lambda each: (each not in named, each not in marked)):
+            conflict = self._conflict(table, named=table in named)
+            if conflict is None:
+                return table, ""
+            conflicts.append(f"table {table} {conflict}")
+        more = len(conflicts) - _MOST_CONFLICTS
+        return None, f"{'; '.join(conflicts[:_MOST_CONFLICTS])}; and {more} more"
+
+    def _conflict(self, table: int, *, named: bool) -> str | None:
+        """How somebody else uses `table`; None where nobody does."""
+        if table in self._lookups:
+            return f"is looked up by another policy rule, with preference {self._lookups[table]}"
+        for found in self._routes(table):
+            route = parse_route(found)
+            # Without our mark it is Istio's, or an older agent's, only if a rule of ours names it.
+            if route is None or not (route.marked or named):
+                return f"has another route, to {destination(found)}"
+        return None
+
+    def _routes(self, table: int) -> list[bytes]:
+        if table not in self._tables:
+            self._tables[table] = read_routes(self._netlink, self.family, table)
+        return self._tables[table]
+
+
+def _paths(netlink: Netlink) -> Iterator[_ReplyPath]:
+    for family in Family:
+        try:
+            yield _ReplyPath(netlink, family)
+        except OSError as error:
+            # A kernel without IPv6 at all.
+            if error.errno not in {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:
+                raise
