@@ -6,7 +6,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from aiohttp import web
 
-from nodeagent.sockets import listening
+from nodeagent.http_listener import Bounds, application, serve_http
+from nodeagent.sockets import listening, listening_on_network
+
+_PROBES = Bounds(connections=256, seconds=5)
+"""Kubelet opens one connection for each probe, and waits for a second. Any pod can connect."""
+_ADMIN = Bounds(connections=64, seconds=10)
+"""Of the agent's own user; ten thousand pods are a megabyte to read."""
 
 Workloads = Callable[[], list[dict[str, object]]]
 """The rows of the table as JSON values."""
@@ -14,7 +20,7 @@ Missing = Callable[[], Sequence[str]]
 """What keeps the agent from being ready, in words; empty when it is."""
 
 
-def _health(missing: Missing) -> web.Application:
+def _health(missing: Missing, bounds: Bounds) -> web.Application:
     """Answer ``/readyz`` and ``/healthz``."""
 
     async def get_readyz(_: web.Request) -> web.Response:
@@ -27,7 +33,7 @@ def _health(missing: Missing) -> web.Application:
         # ready would never get ready.
         return web.Response(text="alive\n")
 
-    app = web.Application()
+    app = application(bounds)
     app.router.add_get("/readyz", get_readyz)
     app.router.add_get("/healthz", get_healthz)
     return app
@@ -43,35 +49,16 @@ async def serve_admin(path: str, *, workloads: Workloads, missing: Missing) -> A
     async def get_workloads(_: web.Request) -> web.Response:
         return web.json_response(workloads())
 
-    app = _health(missing)
+    app = _health(missing, _ADMIN)
     app.router.add_get("/workloads", get_workloads)
-    runner = web.AppRunner(app, access_log=None)
     with listening(path, socket.SOCK_STREAM, setting="CNI_AGENT_RUN_DIR") as listener:
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listener).start()
+        async with serve_http([listener], app, _ADMIN, name="admin"):
             yield
-        finally:
-            await runner.cleanup()
 
 
 @contextlib.asynccontextmanager
 async def serve_health(address: str, *, missing: Missing) -> AsyncIterator[None]:
     """Serve kubelet's probes on `address` (``[HOST]:PORT``). Raises ``OSError``."""
-    host, _, port = address.rpartition(":")
-    runner = web.AppRunner(_health(missing), access_log=None)
-    await runner.setup()
-    try:
-        await _start(web.TCPSite(runner, host.strip("[]") or None, int(port)), address)
-        yield
-    finally:
-        await runner.cleanup()
-
-
-async def _start(site: web.TCPSite, address: str) -> None:
-    try:
-        await site.start()
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot listen on {address} (READINESS_ADDRESS): {error.strerror}"
-        ) from error
+    with listening_on_network(address, setting="READINESS_ADDRESS") as listeners:
+        async with serve_http(listeners, _health(missing, _PROBES), _PROBES, name="probes"):
+            yield

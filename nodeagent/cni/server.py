@@ -15,6 +15,7 @@ from nodeagent.cni import plugin_log, result
 from nodeagent.cni.configuration import NEWEST
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.plugin import Answer, Plugin
+from nodeagent.http_listener import Bounds, application, serve_http
 from nodeagent.mesh.workload import N
 from nodeagent.sockets import listening
 
@@ -25,8 +26,8 @@ _MAX_BODY = (1 << 20) + (1 << 18)
 """Bytes: what the binary takes from standard input, and its environment."""
 _BODY_DEADLINE = 5.0
 """Seconds; a request is there in one piece."""
-_BACKLOG = 1024
-"""More than a node starts pods at once; the kernel has its own bound."""
+_BOUNDS = Bounds(connections=1024, seconds=5, body=_MAX_BODY)
+"""More connections than a node starts pods at once."""
 _STOP_TIMEOUT = 0.2
 """Seconds for requests under way when the agent stops; the runtime tries them again."""
 
@@ -37,10 +38,10 @@ async def serve_plugin(directory: str, plugin: Plugin[N]) -> AsyncIterator[None]
 
     Raises ``OSError`` where a socket cannot be had.
     """
-    requests = web.Application(client_max_size=_MAX_BODY)
+    requests = application(_BOUNDS)
     requests.router.add_post("/cni", partial(_call, plugin))
     requests.router.add_post("/cmdadd", partial(_istio_add, plugin))
-    logs = web.Application(client_max_size=_MAX_BODY)
+    logs = application(_BOUNDS)
     logs.router.add_post("/log", _log)
     async with (
         _serve(os.path.join(directory, "pluginevent.sock"), requests),
@@ -49,46 +50,22 @@ async def serve_plugin(directory: str, plugin: Plugin[N]) -> AsyncIterator[None]
         yield
 
 
-class _RootOnly(asyncio.Protocol):
-    """Lets a connection of root through to `server`; of another one not a byte is read."""
-
-    def __init__(self, server: web.Server) -> None:
-        self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a stream it is
-        connected = transport.get_extra_info("socket")
-        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, _ = struct.unpack("iII", credentials)
-        if uid != _ROOT:
-            log.warning("refused a peer", pid=pid, uid=uid)
-            transport.abort()
-            return
-        protocol = self._server()
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
+def _is_root(connected: socket.socket) -> bool:
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, _ = struct.unpack("iII", credentials)
+    if uid != _ROOT:
+        log.warning("refused a peer", pid=pid, uid=uid)
+    return bool(uid == _ROOT)
 
 
 @contextlib.asynccontextmanager
 async def _serve(path: str, app: web.Application) -> AsyncIterator[None]:
-    # A request whose runtime has given up ends with its connection.
-    runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=_STOP_TIMEOUT
-    )
+    name = os.path.basename(path)
     with listening(path, socket.SOCK_STREAM, setting="CNI_AGENT_RUN_DIR") as listener:
-        await runner.setup()
-        try:
-            server = runner.server
-            assert server is not None  # noqa: S101 - it is set up
-            accepting = await asyncio.get_running_loop().create_unix_server(
-                lambda: _RootOnly(server), sock=listener, backlog=_BACKLOG
-            )
-            try:
-                yield
-            finally:
-                accepting.close()
-        finally:
-            await runner.cleanup()
+        async with serve_http(
+            [listener], app, _BOUNDS, name=name, may_ask=_is_root, stop_timeout=_STOP_TIMEOUT
+        ):
+            yield
 
 
 async def _call(plugin: Plugin[N], request: web.Request) -> web.Response:

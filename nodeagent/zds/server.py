@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
+from functools import partial
 
 import structlog
 
+from nodeagent.sockets import accepting
 from nodeagent.zds.book import Book
 from nodeagent.zds.codec import ProtocolError
 from nodeagent.zds.connection import Connection, DisconnectedError, Peer
@@ -31,38 +33,14 @@ class ZdsServer:
         self._peer_uids = peer_uids
         self._answer_timeout = answer_timeout
         self._serving: dict[asyncio.Task[None], Session] = {}
-        self._resumption: asyncio.TimerHandle | None = None
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept from `listener` until cancelled."""
-        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
-            # A callback, not `sock_accept`: a cancelled await could lose a descriptor.
-            loop.add_reader(listener, self._accept, listener, group)
-            try:
-                await loop.create_future()
-            finally:
-                loop.remove_reader(listener)
-                if self._resumption is not None:
-                    self._resumption.cancel()
+            with accepting(listener, partial(self._admit, group), name="ZDS"):
+                await asyncio.get_running_loop().create_future()
 
-    def _accept(self, listener: socket.socket, group: asyncio.TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            connected, _ = listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # Out of descriptors, most likely; the listener would stay readable.
-            log.error("cannot accept a ztunnel", reason=error.strerror)  # noqa: TRY400
-            loop.remove_reader(listener)
-            self._resumption = loop.call_later(
-                1, loop.add_reader, listener, self._accept, listener, group
-            )
-            return
-        self._admit(connected, group)
-
-    def _admit(self, connected: socket.socket, group: asyncio.TaskGroup) -> None:
+    def _admit(self, group: asyncio.TaskGroup, connected: socket.socket) -> None:
         try:
             peer = Peer.of(connected)
         except OSError:
