@@ -9,11 +9,12 @@ LONGEST = 5.0
 class Backoff:
     """Doubles from 5 ms to 5 s (the project's own contract, enrolment.md), with jitter."""
 
-    __slots__ = ("_longest", "_next")
+    __slots__ = ("_first", "_longest", "_next")
 
-    def __init__(self, *, longest: float = LONGEST) -> None:
+    def __init__(self, *, first: float = FIRST, longest: float = LONGEST) -> None:
+        self._first = first
         self._longest = longest
-        self._next = FIRST
+        self._next = first
 
     def delay(self) -> float:
         """Seconds until the next try: between half and all of the current step."""
@@ -22,4 +23,4 @@ class Backoff:
 
     def reset(self) -> None:
         """Start over: the last try succeeded, or what was tried has changed."""
-        self._next = FIRST
+        self._next = self._first

@@ -28,12 +28,14 @@ class RefusedError(RetryError):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found in a pod's namespace; both empty where all is as it should be."""
+    """What was found in a pod's namespace; all empty where all is as it should be."""
 
     differed: tuple[str, ...] = ()
     """What of the redirection was not as intended, in words. It is by now."""
     silent: tuple[int, ...] = ()
     """ztunnel's ports on which nobody listens."""
+    uncleaned: str = ""
+    """Why leftovers of another backend stay, or may; the redirector tries again by itself."""
 
 
 class NamespaceFinder(Protocol[N]):
@@ -228,6 +230,9 @@ async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -
     slipped_by = slipped_by and not await parts.redirector.stands(namespace)
     look = await parts.redirector.ensure(namespace, pod)
     row.slipped_by = False
+    if look.uncleaned and look.uncleaned != row.uncleaned:
+        log.warning("leftovers stay in a pod", pod=str(pod), uid=pod.uid, reason=look.uncleaned)
+    row.uncleaned = look.uncleaned
     if slipped_by:
         parts.reporter.unprotected(pod)
     differed = look.differed

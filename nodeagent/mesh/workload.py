@@ -98,6 +98,8 @@ class Workload(Generic[N]):
     leaving_since: float | None = None
     """Loop time at which nothing new was sent to ztunnel any more."""
     reported: Redirection | None = None
+    uncleaned: str = ""
+    """Why leftovers of another backend stay in `namespace`, or may; told once."""
     mended: int = 0
     """How often something else had changed the redirection, and it was put right."""
     contested_from: int = 5

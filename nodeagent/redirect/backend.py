@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.generation import own_generation
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.iptables_programs import Variant
@@ -32,6 +33,18 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """What `Backends.sweep` did about leftovers of other backends."""
+
+    removed: tuple[str, ...] = ()
+    """Rules that stood and are gone."""
+    left: tuple[str, ...] = ()
+    """Rules that stand still, each with the reason why they could not be removed."""
+    unseen: tuple[str, ...] = ()
+    """Backends that could not be looked at, each with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
 class Backends:
     """The backend in use, and those whose leftovers go once its rules are in place (L7, L8)."""
 
@@ -47,23 +60,50 @@ class Backends:
         chosen = iptables.pop(variant)
         return cls(chosen, (NftablesBackend(), *iptables.values()))
 
-    def sweep(self) -> tuple[str, ...]:
-        """Remove what the others have in the calling thread's namespace; return whose it was.
+    def sweep(self) -> Swept:
+        """Remove what the others have in the calling thread's namespace.
 
-        For after the chosen one's rules are in place. Raises `RedirectError`.
+        For after the chosen one's rules are in place. A backend that fails stops neither
+        the next one nor the caller (L35).
         """
-        return tuple(f"rules in {other} are not wanted" for other in self.others if other.remove())
+        removed, left, unseen = list[str](), list[str](), list[str]()
+        for other in self.others:
+            try:
+                stands = other.stands()
+            except RedirectError as error:
+                unseen.append(f"{other} cannot be looked at: {error}")
+                continue
+            try:
+                if stands and other.remove():
+                    removed.append(_unwanted(other))
+            except RedirectError as error:
+                left.append(f"rules in {other} cannot be removed: {error}")
+        return Swept(tuple(removed), tuple(left), tuple(unseen))
 
     def fingerprint(self) -> int | None:
         """What stays the same for as long as no rules change in the thread's namespace.
 
         None where nothing tells that: iptables-legacy's rules are not counted by the
-        kernel. Raises `RedirectError`.
+        kernel, or it cannot be asked.
         """
-        if not isinstance(self.chosen, NftablesBackend) or legacy_in_use():
+        try:
+            if not isinstance(self.chosen, NftablesBackend) or legacy_in_use():
+                return None
+            return own_generation()
+        except RedirectError:
             return None
-        return own_generation()
 
     def leftovers(self) -> tuple[str, ...]:
-        """What `sweep` would remove. Raises `RedirectError`."""
-        return tuple(f"rules in {other} are not wanted" for other in self.others if other.stands())
+        """What `sweep` would remove; a backend that cannot be looked at is passed over."""
+        return tuple(_unwanted(other) for other in self.others if _stands(other))
+
+
+def _stands(backend: Backend) -> bool:
+    try:
+        return backend.stands()
+    except RedirectError:
+        return False
+
+
+def _unwanted(backend: Backend) -> str:
+    return f"rules in {backend} are not wanted"

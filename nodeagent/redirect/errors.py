@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 _HINTS = {
     errno.EPERM: "CAP_NET_ADMIN is missing, or another process owns the table",
-    errno.EACCES: "refused; a security module such as SELinux may be in the way",
+    errno.EACCES: "refused: a capability is missing, or SELinux or the like forbids it",
     errno.ENOENT: "the kernel lacks a feature that this needs, or it was just removed",
     errno.EOPNOTSUPP: "the kernel was built without a feature that this needs",
     errno.EPROTONOSUPPORT: "the kernel has no netfilter netlink (CONFIG_NF_TABLES)",

@@ -21,6 +21,9 @@ _DEADLINE = 10.0  # seconds; 3 to 6 ms are usual
 _LOCK_DEADLINE = 5  # seconds
 _LOCK_FILE = "XTABLES_LOCKFILE"
 _LONGEST_REASON = 300
+_CAP_NET_RAW = 13  # linux/capability.h
+_SETS_SOCKET = "Can't open socket to ipset"
+"""What either variant says that cannot open a raw socket for the match ``set``."""
 _LINE = re.compile(r"\bline:? (\d+)")
 
 
@@ -69,7 +72,10 @@ def _run(name: str, options: tuple[str, ...], text: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise RedirectError(f"{name} did not end within {_DEADLINE:g} s") from error
     if done.returncode != 0:
-        raise RedirectError(f"{name} failed: {_reason(done.returncode, done.stderr, text)}")
+        reason = _reason(done.returncode, done.stderr, text)
+        raw = "-legacy-" in name or _SETS_SOCKET in reason
+        lacking = "; CAP_NET_RAW is missing" if raw and _lacks_net_raw() else ""
+        raise RedirectError(f"{name} failed: {reason}{lacking}")
     return done.stdout
 
 
@@ -89,6 +95,13 @@ def _environment() -> dict[str, str]:
     # The lock's usual place, /run, is not everybody's to write to.
     lock = {_LOCK_FILE: os.environ[_LOCK_FILE]} if _LOCK_FILE in os.environ else {}
     return {"LC_ALL": "C", **lock}
+
+
+def _lacks_net_raw() -> bool:
+    # The programs say no more than "Permission denied", or not even that.
+    with open("/proc/thread-self/status", encoding="utf-8") as status:
+        [effective] = (line.split()[1] for line in status if line.startswith("CapEff:"))
+    return not int(effective, 16) >> _CAP_NET_RAW & 1
 
 
 def _reason(status: int, errors: str, text: str) -> str:

@@ -143,6 +143,12 @@ def _legacy_tables(path: str) -> frozenset[str]:
             return frozenset(names.read().split())
     except FileNotFoundError:  # a kernel without iptables-legacy
         return frozenset()
+    except PermissionError as error:
+        # The file belongs to the user namespace of the network namespace, with mode 0440.
+        raise RedirectError(
+            f"cannot read {path} of a pod in a user namespace of its own (hostUsers: false):"
+            " CAP_DAC_READ_SEARCH is missing"
+        ) from error
 
 
 def _nft_tables() -> dict[Family, frozenset[str]]:

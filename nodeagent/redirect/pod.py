@@ -37,10 +37,11 @@ def ensure(
 ) -> tuple[str, ...]:
     """Make `spec` true; return what differed before, empty where nothing was touched.
 
-    Rules that `rules_are_right` vouches for are not read again, routes are. The way
-    for replies comes before the rules that make them need it, and goes after them. But
-    the rules do not wait for it: where a route cannot be had, because `lo` is down,
-    say, the pod fails closed. Raises `RedirectError`.
+    What other backends have left is `Backends.sweep`'s matter. Rules that `rules_are_right`
+    vouches for are not read again, routes are. The way for replies comes before the rules
+    that make them need it, and goes after them. But the rules do not wait for it: where a
+    route cannot be had, because `lo` is down, say, the pod fails closed. Raises
+    `RedirectError`.
     """
     mended: list[str] = []
     refused: RedirectError | None = None
@@ -56,7 +57,6 @@ def ensure(
                 refused = error
         if not rules_are_right:
             mended += backends.chosen.ensure(spec)
-            mended += backends.sweep()
         if refused:
             raise refused
         for entry in (*routing.twice, *routing.unwanted):
@@ -74,16 +74,20 @@ def remove(backends: Backends = NFTABLES) -> tuple[str, ...]:
     """Remove everything of ours, whatever it was made for; return what was removed, in words.
 
     Rules of ours or Istio's prove whose the routes are, so these are marked before the
-    rules go, and go last. Raises `RedirectError`.
+    rules go, and go last. What cannot be looked at does not keep the rest. But where rules
+    stand that cannot be removed, the routes that they need stay, too, and `RedirectError`
+    is raised: as long as ztunnel serves the pod, its traffic goes through.
     """
     with _routing() as netlink:
         routes = removable(netlink, proven=stands(backends))
         routes = tuple(mark_entry(netlink, entry) for entry in routes)
-        removed = [f"rules in {backends.chosen}"] if backends.chosen.remove() else []
-        removed += backends.sweep()
+        removed = (f"rules in {backends.chosen}",) if backends.chosen.remove() else ()
+        swept = backends.sweep()
+        if swept.left:
+            raise RedirectError("; ".join(swept.left))
         for entry in routes:
             remove_entry(netlink, entry)
-    return (*removed, *map(str, routes))
+    return (*removed, *swept.removed, *map(str, routes))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The rules and routes of pods, kept from the event loop's side."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -7,13 +8,14 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
+from nodeagent.mesh.backoff import Backoff
 from nodeagent.mesh.enrolment import Look
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect import pod as in_pod
-from nodeagent.redirect.backend import Backends
+from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.rules import PodRedirect
@@ -21,6 +23,9 @@ from nodeagent.redirect.serving import open_connections, silent_ports
 from nodeagent.redirect.watch import DriftWatch, open_sockets
 
 log = structlog.get_logger()
+
+_SWEEP_FIRST, _SWEEP_LONGEST = 1.0, 600.0
+"""Seconds between two tries to remove leftovers that could not be removed: from and to."""
 
 
 class PodRedirector:
@@ -40,6 +45,8 @@ class PodRedirector:
         self._changed = changed
         self._right = WeakKeyDictionary[NetworkNamespace, "_Right"]()
         """What was found right at the last look, until it changes."""
+        self._unswept = WeakKeyDictionary[NetworkNamespace, "_Unswept"]()
+        """Where leftovers of another backend could not be removed."""
 
     async def watch(self, namespace: NetworkNamespace, uid: PodUID) -> DriftWatch:
         """Listen for changes of rules and routes, on behalf of `uid`."""
@@ -54,22 +61,44 @@ class PodRedirector:
         spec, warnings = self._intent.of(pod)
         for warning in warnings:
             _warn_once(warning)
+        unswept = self._unswept.get(namespace)
         try:
-            look, right = await self._threads.run(
-                namespace, partial(_ensure, spec, self._backends, self._right.get(namespace))
+            look, right, swept = await self._threads.run(
+                namespace,
+                partial(
+                    _ensure,
+                    spec,
+                    self._backends,
+                    self._right.get(namespace),
+                    sweeping=unswept is None or unswept.is_due(),
+                ),
             )
         except (RedirectError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
         self._right.pop(namespace, None)
         if right is not None:
             self._right[namespace] = right
-        return look
+        if swept is not None:
+            _say_what_went(swept.removed, namespace, pod=str(pod))
+            if unswept is None:
+                unswept = _Unswept()
+            unswept.note("; ".join((*swept.left, *swept.unseen)))
+            if unswept.reason:
+                self._unswept[namespace] = unswept
+            else:
+                self._unswept.pop(namespace, None)
+        return replace(look, uncleaned=unswept.reason if unswept else "")
 
     async def stands(self, namespace: NetworkNamespace) -> bool:
-        """Whether anything of ours is there, whatever it was made for."""
+        """Whether anything of ours is there, whatever it was made for.
+
+        Where that cannot be told, something may be: nobody is told of a pod without.
+        """
         try:
             return await self._threads.run(namespace, partial(in_pod.stands, self._backends))
-        except (RedirectError, OSError) as error:
+        except RedirectError:
+            return True
+        except OSError as error:
             raise RetryError(f"looking at the redirection: {error}") from error
 
     async def inspect(self, namespace: NetworkNamespace, pod: Pod) -> tuple[str, ...]:
@@ -94,6 +123,9 @@ class PodRedirector:
             removed = await self._threads.run(namespace, partial(in_pod.remove, self._backends))
         except (RedirectError, OSError) as error:
             raise RetryError(f"removing the redirection: {error}") from error
+        self._right.pop(namespace, None)
+        self._unswept.pop(namespace, None)
+        _say_what_went(removed, namespace)
         return bool(removed)
 
 
@@ -101,21 +133,50 @@ _Right = tuple[PodRedirect, int]
 """What a namespace has, and the fingerprint of its rules then."""
 
 
+class _Unswept:
+    """When to try again to remove leftovers that could not be removed."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._backoff = Backoff(first=_SWEEP_FIRST, longest=_SWEEP_LONGEST)
+        self._due = 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due
+
+    def note(self, reason: str) -> None:
+        self.reason = reason
+        self._due = time.monotonic() + self._backoff.delay()
+
+
 def _ensure(
-    spec: PodRedirect, backends: Backends, known: _Right | None
-) -> tuple[Look, _Right | None]:
+    spec: PodRedirect, backends: Backends, known: _Right | None, *, sweeping: bool
+) -> tuple[Look, _Right | None, Swept | None]:
     fingerprint = backends.fingerprint()  # before the look: what changes during it is seen
     right = None if fingerprint is None else (spec, fingerprint)
-    differed = in_pod.ensure(spec, backends, rules_are_right=right is not None and right == known)
+    unchanged = right is not None and right == known
+    differed = in_pod.ensure(spec, backends, rules_are_right=unchanged)
+    # Last: it must not stand before what protects the pod (L35).
+    swept = backends.sweep() if sweeping and not unchanged else None
+    if not unchanged and (swept is None or swept.left or swept.unseen):
+        right = None  # what another backend has is looked at again
+    differed += swept.removed if swept else ()
     look = Look(differed=differed, silent=silent_ports(spec))
-    return look, right  # with what was mended the fingerprint is another
+    return look, right, swept  # with what was mended the fingerprint is another
 
 
 def _release(spec: PodRedirect, backends: Backends) -> int:
     if not in_pod.stands(backends):
         return 0
     in_pod.ensure(replace(spec, leaving=True), backends)
+    backends.sweep()  # what it cannot remove, `remove` says
     return open_connections()
+
+
+def _say_what_went(removed: tuple[str, ...], namespace: NetworkNamespace, **about: str) -> None:
+    if removed:
+        event = "removed from a pod's network namespace"
+        log.info(event, netns=str(namespace.id), removed=list(removed), **about)
 
 
 @lru_cache(maxsize=1024)

@@ -16,6 +16,7 @@ from typing import Any
 from nodeagent import config, log
 from nodeagent.admin.client import NoAgentError, Workload, fetch_workloads
 from nodeagent.mesh.pod import NETNS_PATH
+from tests.capabilities import Grant, limit_to
 from tests.eventually import eventually
 from tests.lab.pod import Pod
 
@@ -41,6 +42,8 @@ class Node:
         }
         self.settings = config.load(self.flags, {})
         self.log = directory / "agent.log"
+        self.grant: Grant | None = None
+        """The capabilities that the agent is started with; None: those of the tests (L43)."""
         self.process: Any = None
 
     def write(
@@ -75,7 +78,7 @@ class Node:
     def start(self, *, die_after: int = 0) -> None:
         """Start the agent; with `die_after` it kills itself after that many steps."""
         self.process = _SPAWN.Process(
-            target=_run, args=(self.flags, die_after, str(self.log)), daemon=True
+            target=_run, args=(self.flags, die_after, str(self.log), self.grant), daemon=True
         )
         self.process.start()
 
@@ -167,11 +170,13 @@ def _log_to(path: str) -> None:
     log.configure("debug", "json")
 
 
-def _run(flags: dict[str, str], die_after: int, log_path: str) -> None:
+def _run(flags: dict[str, str], die_after: int, log_path: str, grant: Grant | None) -> None:
     from nodeagent import agent  # noqa: PLC0415 - preloaded in the fork server
     from tests.agent import steps  # noqa: PLC0415
 
     _log_to(log_path)
+    if grant is not None:
+        limit_to(grant, str(Path(log_path).parent))
     if die_after:
         steps.die_after(die_after)
     raise SystemExit(asyncio.run(agent.run(config.load(flags, {}))))

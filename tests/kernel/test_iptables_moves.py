@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.redirect.backend import Backends
+from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.iptables_choice import find_variant
 from nodeagent.redirect.iptables_programs import Variant, restore
@@ -50,7 +50,7 @@ def test_a_look_creates_nothing(pod: Pod, tmp_path: Path) -> None:
         )
         assert not inside(pod, backend.stands)
         assert not inside(pod, backend.remove)
-        assert inside(pod, Backends.choose(variant).sweep) == ()
+        assert inside(pod, Backends.choose(variant).sweep) == Swept()
     assert inside(pod, find_variant, None, str(tmp_path)) is Variant.NFT
     assert tables(pod) == before == ""
 
@@ -81,7 +81,7 @@ def test_leftovers_of_the_others_are_swept(pod: Pod, chosen: Variant | None) -> 
     inside(pod, backends.chosen.ensure, SPEC)
     names = {f"rules in iptables-{variant} are not wanted" for variant in others}
     assert set(inside(pod, backends.leftovers)) == names
-    assert set(inside(pod, backends.sweep)) == names
+    assert set(inside(pod, backends.sweep).removed) == names
     assert inside(pod, backends.leftovers) == ()
     assert [section(listing(pod, variant), "nat") for variant in others] == before
     assert inside(pod, backends.chosen.inspect, SPEC) == ()
