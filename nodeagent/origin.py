@@ -13,6 +13,7 @@ from nodeagent.cluster.projection import ProjectionError
 from nodeagent.cluster.source import PodSource
 from nodeagent.cluster.status import KubernetesStatus
 from nodeagent.config import Settings
+from nodeagent.mesh.eligibility import deciding_labels
 from nodeagent.mesh.enrolment import NamespaceFinder, Reporter
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Namespace, Pod
@@ -55,7 +56,8 @@ async def from_cluster(
     """Pods from the Kubernetes API, and their namespaces from the container runtime."""
     from nodeagent.netns.finding import opened_finder  # noqa: PLC0415 - gRPC takes 9 MiB
 
-    pods = KubernetesPods(api, settings.node_name)
+    labels = deciding_labels(settings.ambient_enablement_selector)
+    pods = KubernetesPods(api, settings.node_name, labels=labels)
     status = KubernetesStatus(api, settings.node_name)
     async with opened_finder(
         verifier, endpoint=settings.container_runtime_endpoint, prefix=settings.host_prefix

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Container
+from functools import partial
 from urllib.parse import quote
 
 from nodeagent import checks
@@ -30,8 +31,18 @@ _AHEAD = 256
 class KubernetesPods:
     """Follows the pods of one node, and every namespace; see `source.PodSource`."""
 
-    def __init__(self, api: ApiServer, node_name: str, *, silence: float = SILENCE) -> None:
+    def __init__(
+        self,
+        api: ApiServer,
+        node_name: str,
+        *,
+        labels: Container[str] | None = None,
+        silence: float = SILENCE,
+    ) -> None:
+        """`labels`: the keys of those that are kept of pods and namespaces; None: all."""
         self._api = api
+        self._pod = partial(projection.pod, labels=labels)
+        self._namespace = partial(projection.namespace, labels=labels)
         self._node_name = node_name
         self._silence = silence
         pods = Resource(
@@ -39,7 +50,7 @@ class KubernetesPods:
             path=_PODS,
             selector={"fieldSelector": f"spec.nodeName={node_name}"},
             key=projection.pod_uid,
-            project=projection.pod,
+            project=self._pod,
         )
         self._pods = ListWatch(api, pods, silence=silence)
 
@@ -74,7 +85,7 @@ class KubernetesPods:
         raw = await self._asked(path, "application/json")
         if raw is None or projection.node_of(raw) != self._node_name:
             return None
-        pod = projection.pod(raw)
+        pod = self._pod(raw)
         # It may be deleted before the watch has told of it.
         self._pods.adopt(pod.uid)
         return pod
@@ -87,7 +98,7 @@ class KubernetesPods:
         if not _is_name(name, 63):
             return None
         raw = await self._asked(f"{_NAMESPACES}/{quote(name)}", _METADATA)
-        return None if raw is None else projection.namespace(raw)
+        return None if raw is None else self._namespace(raw)
 
     async def _asked(self, path: str, accept: str) -> projection.Raw | None:
         try:
@@ -115,7 +126,7 @@ class KubernetesPods:
             path=_NAMESPACES,
             selector={},
             key=projection.namespace_name,
-            project=projection.namespace,
+            project=self._namespace,
             list_accept=_METADATA_LIST,
             watch_accept=_METADATA,
         )

@@ -15,7 +15,14 @@ from typing import Any
 import yaml
 
 from nodeagent import checks
-from nodeagent.mesh.pod import RELEVANT_ANNOTATIONS, IPAddress, Namespace, Pod, PodUID
+from nodeagent.mesh.pod import (
+    LONGEST_ANNOTATION,
+    RELEVANT_ANNOTATIONS,
+    IPAddress,
+    Namespace,
+    Pod,
+    PodUID,
+)
 
 MAX_SIZE = 1 << 20
 """Bytes in a file; a thousand pods take half of it."""
@@ -167,7 +174,10 @@ def _pod(item: _Field) -> Pod:
         name=name,
         namespace=namespace,
         labels=metadata.get("labels").strings(),
-        annotations={key: annotations[key] for key in RELEVANT_ANNOTATIONS & annotations.keys()},
+        annotations={
+            key: annotations[key][:LONGEST_ANNOTATION]
+            for key in RELEVANT_ANNOTATIONS & annotations.keys()
+        },
         addresses=_addresses(status),
         service_account=spec.get("serviceAccountName").name(253, "default"),
         host_network=spec.get("hostNetwork").boolean(),

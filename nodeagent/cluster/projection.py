@@ -1,12 +1,20 @@
 """Objects of the Kubernetes API, made into what the agent keeps of them at once (L25)."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from nodeagent import checks
-from nodeagent.mesh.pod import NETNS_PATH, RELEVANT_ANNOTATIONS, IPAddress, Namespace, Pod, PodUID
+from nodeagent.mesh.pod import (
+    LONGEST_ANNOTATION,
+    NETNS_PATH,
+    RELEVANT_ANNOTATIONS,
+    IPAddress,
+    Namespace,
+    Pod,
+    PodUID,
+)
 
 # The path of a namespace is what a manifest on the node may name, and a tenant may not.
 _ANNOTATIONS = RELEVANT_ANNOTATIONS - {NETNS_PATH}
@@ -33,16 +41,22 @@ def node_of(raw: Raw) -> str:
     return _text(_map(raw, "spec"), "nodeName", "")
 
 
-def pod(raw: Raw) -> Pod:
-    """A pod as the agent knows it. Raises ``ProjectionError``."""
+def pod(raw: Raw, *, labels: Container[str] | None = None) -> Pod:
+    """A pod as the agent knows it, with those of its labels whose keys are among `labels`.
+
+    Without `labels` it has them all. Raises ``ProjectionError``.
+    """
     metadata, spec, status = _map(raw, "metadata"), _map(raw, "spec"), _map(raw, "status")
     annotations = _map(metadata, "annotations")
     return Pod(
         uid=pod_uid(raw),
         name=_text(metadata, "name"),
         namespace=sys.intern(_text(metadata, "namespace")),
-        labels=_texts(metadata, "labels"),
-        annotations={key: _text(annotations, key) for key in _ANNOTATIONS & annotations.keys()},
+        labels=_labels(metadata, labels),
+        annotations={
+            key: _text(annotations, key)[:LONGEST_ANNOTATION]
+            for key in _ANNOTATIONS & annotations.keys()
+        },
         addresses=_addresses(status),
         service_account=sys.intern(_text(spec, "serviceAccountName", "default")),
         host_network=spec.get("hostNetwork") is True,
@@ -51,10 +65,10 @@ def pod(raw: Raw) -> Pod:
     )
 
 
-def namespace(raw: Raw) -> Namespace:
-    """A namespace, of which only name and labels count. Raises ``ProjectionError``."""
+def namespace(raw: Raw, *, labels: Container[str] | None = None) -> Namespace:
+    """A namespace, of which only name and labels count; see `pod`. Raises ``ProjectionError``."""
     name = sys.intern(namespace_name(raw))
-    return Namespace(name, _texts(_map(raw, "metadata"), "labels"))
+    return Namespace(name, _labels(_map(raw, "metadata"), labels))
 
 
 def _addresses(status: Raw) -> tuple[IPAddress, ...]:
@@ -89,6 +103,11 @@ def _text(raw: Raw, key: str, default: str | None = None) -> str:
     return value
 
 
-def _texts(raw: Raw, key: str) -> dict[str, str]:
+def _labels(metadata: Raw, wanted: Container[str] | None) -> dict[str, str]:
+    found = _map(metadata, "labels")
     # Five thousand namespaces have few different labels: each text is kept once.
-    return {sys.intern(name): sys.intern(_text(_map(raw, key), name)) for name in _map(raw, key)}
+    return {
+        sys.intern(key): sys.intern(_text(found, key))
+        for key in found
+        if wanted is None or key in wanted
+    }

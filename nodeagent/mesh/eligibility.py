@@ -6,6 +6,9 @@ from enum import Enum
 from nodeagent.mesh.pod import SIDECAR_STATUS, Namespace, Pod
 from nodeagent.mesh.selector import DEFAULT_ENABLEMENT, EnablementSelectors
 
+_APP = "app"
+"""The label that tells ztunnel's own pods, as Istio's chart sets it."""
+
 
 class Wanted(Enum):
     """Whether a pod belongs in the mesh. Not knowing is an answer of its own (L16)."""
@@ -30,6 +33,13 @@ class Policy:
     enablement: EnablementSelectors = DEFAULT_ENABLEMENT
     system_namespace: str = "istio-system"
     excluded_namespaces: frozenset[str] = frozenset({"kube-system"})
+
+
+def deciding_labels(enablement: EnablementSelectors) -> frozenset[str]:
+    """The keys of the labels by which `decide` decides; a pod source drops the others (L34)."""
+    selectors = (half for pair in enablement for half in (pair.pods, pair.namespaces))
+    keys = {requirement.key for half in selectors for requirement in half.requirements}
+    return frozenset(keys | {_APP})
 
 
 def decide_by_namespace(name: str, policy: Policy) -> Decision | None:
@@ -75,7 +85,7 @@ def _obstacle(pod: Pod, policy: Policy) -> str | None:
         return f"has a sidecar (annotation {SIDECAR_STATUS})"
     if (settled := decide_by_namespace(pod.namespace, policy)) is not None:
         return settled.reason
-    if pod.namespace == policy.system_namespace and pod.labels.get("app") == "ztunnel":
+    if pod.namespace == policy.system_namespace and pod.labels.get(_APP) == "ztunnel":
         return "is ztunnel itself"
     if pod.ended:
         return f"has ended (phase {pod.phase})"

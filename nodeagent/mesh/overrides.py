@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nodeagent.mesh.gobool import parse_bool
 from nodeagent.mesh.pod import (
     BYPASS_INBOUND_CAPTURE,
     DNS_CAPTURE,
+    LONGEST_ANNOTATION,
     REROUTE_VIRTUAL_INTERFACES,
     Pod,
 )
@@ -61,17 +63,26 @@ def is_interface(name: str) -> bool:
 
 
 def _interfaces(pod: Pod, warnings: list[str]) -> tuple[str, ...]:
-    parts = (
-        part.strip() for part in pod.annotations.get(REROUTE_VIRTUAL_INTERFACES, "").split(",")
-    )
-    names = dict.fromkeys(part for part in parts if part)
+    names, complaints = _interface_names(pod.annotations.get(REROUTE_VIRTUAL_INTERFACES, ""))
+    warnings += (f"pod {pod}: annotation {REROUTE_VIRTUAL_INTERFACES}: {c}" for c in complaints)
+    return names
+
+
+@lru_cache(maxsize=256)
+def _interface_names(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The interfaces that `text` names, and what is wrong with it (L34: cut, then read once)."""
+    complaints: list[str] = []
+    kept = text[:LONGEST_ANNOTATION]
+    if len(text) >= LONGEST_ANNOTATION:
+        kept = kept.rpartition(",")[0]  # the last name may have lost its end
+    names = dict.fromkeys(part for part in map(str.strip, kept.split(",")) if part)
     good = [name for name in names if is_interface(name) and name != "lo"]
-    bad = [name[:32] for name in names if name not in good]
-    where = f"pod {pod}: annotation {REROUTE_VIRTUAL_INTERFACES}"
+    bad = [name for name in names if name == "lo" or not is_interface(name)]
     if bad:
-        warnings.append(f"{where}: not names of virtual interfaces: {bad[:3]!r}; ignored")
+        shown = [name[:32] for name in bad[:3]]
+        complaints.append(f"not names of virtual interfaces: {shown!r}; ignored")
     if len(good) > MAX_INTERFACES:
-        warnings.append(
-            f"{where}: {len(good)} interfaces; only the first {MAX_INTERFACES} are used"
-        )
-    return tuple(good[:MAX_INTERFACES])
+        complaints.append(f"{len(good)} interfaces; only the first {MAX_INTERFACES} are used")
+    elif len(text) >= LONGEST_ANNOTATION:
+        complaints.append(f"only its first {LONGEST_ANNOTATION} characters are read")
+    return tuple(good[:MAX_INTERFACES]), tuple(complaints)

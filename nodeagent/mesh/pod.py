@@ -78,3 +78,6 @@ RELEVANT_ANNOTATIONS = frozenset(
     }
 )
 """The annotations that the agent reads; a pod source drops the others (L25)."""
+LONGEST_ANNOTATION = 4096
+"""Characters of a value that a pod source keeps: four times what `MAX_INTERFACES` names
+take, the longest that the agent reads. The API server lets a pod have 256 KiB (L34)."""

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nodeagent.mesh.eligibility import Policy, Wanted, decide
+from nodeagent.mesh.eligibility import Decision, Policy, Wanted, decide, deciding_labels
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
-from nodeagent.mesh.selector import parse_enablement
+from nodeagent.mesh.selector import DEFAULT_ENABLEMENT, EnablementSelectors, parse_enablement
 
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 NONE = {"istio.io/dataplane-mode": "none"}
@@ -113,3 +115,32 @@ def test_wrong_selectors(text: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
         parse_enablement(text)
     assert message in str(caught.value)
+
+
+LABELS = st.dictionaries(
+    st.sampled_from(["app", "tier", "istio.io/dataplane-mode", "zone", "other"]),
+    st.sampled_from(["ambient", "none", "ztunnel", "a"]),
+)
+SELECTORS = [
+    DEFAULT_ENABLEMENT,
+    parse_enablement("[{podSelector: {matchExpressions: [{key: tier, operator: DoesNotExist}]}}]"),
+    parse_enablement("[{namespaceSelector: {matchLabels: {zone: a}}}]"),
+]
+
+
+@given(pod=LABELS, namespace=st.none() | LABELS, enablement=st.sampled_from(SELECTORS))
+def test_dropped_labels_decide_nothing(
+    pod: dict[str, str], namespace: dict[str, str] | None, enablement: EnablementSelectors
+) -> None:
+    """L34: what a pod source drops of the labels makes no difference to any decision."""
+    policy = Policy(enablement=enablement)
+    kept = deciding_labels(enablement)
+
+    def decided(*, only: frozenset[str] | None) -> Decision:
+        def cut(labels: dict[str, str]) -> dict[str, str]:
+            return {key: text for key, text in labels.items() if only is None or key in only}
+
+        where = None if namespace is None else Namespace("istio-system", cut(namespace))
+        return decide(replace(POD, namespace="istio-system", labels=cut(pod)), where, policy)
+
+    assert decided(only=kept) == decided(only=None)

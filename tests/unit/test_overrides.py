@@ -2,11 +2,12 @@
 
 from ipaddress import IPv4Address, IPv6Address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.mesh.overrides import MAX_INTERFACES, Overrides, pod_overrides
-from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.mesh.pod import LONGEST_ANNOTATION, Pod, PodUID
 from nodeagent.redirect.rules import PodRedirect
 
 
@@ -61,6 +62,28 @@ def test_thousand_interfaces() -> None:
     assert len(warnings) == 1
 
 
+def test_annotation_of_250_kilobytes() -> None:
+    """L34: only the beginning is read, a name that was cut in two is none, and the rest is told."""
+    names = ",".join(f"tap{n:04}" for n in range(31_000))
+    result, (warning,) = overrides(interfaces=names)
+    assert result.reroute_interfaces == tuple(f"tap{n:04}" for n in range(MAX_INTERFACES))
+    assert "only the first 64" in warning
+    result, (warning,) = overrides(interfaces="," * LONGEST_ANNOTATION + "tap0")
+    assert result.reroute_interfaces == ()
+    assert "4096 characters" in warning
+    cut = "," * (LONGEST_ANNOTATION - 3) + "tap0"
+    assert overrides(interfaces=cut)[0].reroute_interfaces == ()
+    assert overrides(interfaces=cut[:LONGEST_ANNOTATION])[0].reroute_interfaces == ()
+
+
+def test_annotation_is_read_once() -> None:
+    """L34: looks at a pod whose annotation is the same do not take it apart again."""
+    text = ",".join(f"vm{n}" for n in range(40))
+    first, _ = overrides(interfaces=text)
+    assert overrides(interfaces=text)[0].reroute_interfaces is first.reroute_interfaces
+
+
+@pytest.mark.fuzz
 @given(st.text(max_size=60))
 def test_any_text_makes_a_rule_set(text: str) -> None:
     """Whatever a tenant writes, what is let through is fit for a rule."""

@@ -19,7 +19,7 @@ from nodeagent.cluster.projection import (
     pod,
     pod_uid,
 )
-from nodeagent.mesh.pod import NETNS_PATH, Namespace, Pod, PodUID
+from nodeagent.mesh.pod import LONGEST_ANNOTATION, NETNS_PATH, Namespace, Pod, PodUID
 
 POD: dict[str, Any] = {
     "metadata": {
@@ -43,6 +43,19 @@ def changed(**parts: dict[str, Any]) -> dict[str, Any]:
     for part, values in parts.items():
         raw[part] |= values
     return raw
+
+
+def test_long_annotation_is_cut() -> None:
+    """L34: of 250 KiB in one annotation only the beginning reaches the rest of the agent."""
+    raw = changed(metadata={"annotations": {"sidecar.istio.io/status": "x" * 250_000}})
+    assert pod(raw).annotations == {"sidecar.istio.io/status": "x" * LONGEST_ANNOTATION}
+
+
+def test_labels_that_decide_nothing_are_dropped() -> None:
+    """L34: a pod with a megabyte of labels costs no memory; those that selectors name stay."""
+    raw = changed(metadata={"labels": {"app": "web", **{f"l{n}": "x" for n in range(20_000)}}})
+    assert pod(raw, labels={"app"}).labels == {"app": "web"}
+    assert namespace(raw, labels={"app"}).labels == {"app": "web"}
 
 
 def test_pod_is_projected() -> None:
