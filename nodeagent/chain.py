@@ -6,7 +6,7 @@ from collections.abc import Callable
 from nodeagent.cni.admission import Admission
 from nodeagent.cni.binary import packaged_binary
 from nodeagent.cni.installer import Installer
-from nodeagent.cni.own_pods import OwnPods
+from nodeagent.cni.let_through import DaemonPods, LetThrough
 from nodeagent.cni.plugin import Plugin
 from nodeagent.cni.server import serve_plugin
 from nodeagent.cni.uninstall import Report, uninstall
@@ -19,6 +19,8 @@ from nodeagent.redirect.redirector import PodRedirector
 
 _DAEMON_SET = "nodeagent"
 """As in deploy/base, where the agent's own pod is not named."""
+_ZTUNNEL = "ztunnel-"
+"""How Istio's chart and istioctl call the DaemonSet, with a dash."""
 
 
 def plugin_server(
@@ -38,7 +40,7 @@ def plugin_server(
     admission = Admission(
         table,
         policy,
-        own_pods=_own_pods(settings),
+        let_through=_let_through(settings),
         identify=identify,
         missing=missing,
         lookup=origin.pod,
@@ -57,17 +59,13 @@ def installer(settings: Settings) -> Installer | None:
     """
     if settings.cni_net_dir is None:
         return None
-    own_pods = _own_pods(settings)
     return Installer(
         net_dir=settings.on_host(settings.cni_net_dir),
         bin_dir=settings.on_host(settings.cni_bin_dir),
         entry={
             "type": "nodeagent",
             "socket": settings.plugin_socket,
-            "letThrough": {
-                "namespaces": sorted(settings.exclude_namespaces),
-                "agent": {"namespace": own_pods.namespace, "podPrefix": own_pods.prefix},
-            },
+            "letThrough": _let_through(settings).entry(settings.exclude_namespaces),
         },
         conf_name=settings.cni_conf_name,
         chained=settings.chained_cni_plugin,
@@ -89,7 +87,11 @@ def uninstall_plugin(settings: Settings) -> Report:
     )
 
 
-def _own_pods(settings: Settings) -> OwnPods:
+def _let_through(settings: Settings) -> LetThrough:
     # A DaemonSet's pods are called like it, with a dash and five characters.
     name = settings.pod_name.rpartition("-")[0] or _DAEMON_SET
-    return OwnPods(namespace=settings.pod_namespace, prefix=f"{name}-")
+    return LetThrough(
+        agent=DaemonPods(namespace=settings.pod_namespace, prefix=f"{name}-"),
+        ztunnel=DaemonPods(namespace=settings.system_namespace, prefix=_ZTUNNEL),
+        namespaces=settings.cni_let_through_namespaces,
+    )

@@ -292,6 +292,15 @@ class Settings:
         default="02-istio-cni.conflist",
         help="the name of that copy",
     )
+    cni_let_through_namespaces: frozenset[str] = _setting(
+        _CNI,
+        "LIST",
+        checks.namespaces,
+        default=frozenset(),
+        shown="none",
+        help="namespaces, besides those of EXCLUDE_NAMESPACES, whose pods start while no agent\n"
+        "can say whether they are in the mesh, comma-separated; those that are come into it late",
+    )
     remove_startup_taint: bool = _setting(
         _CNI,
         "BOOL",

@@ -1,17 +1,16 @@
 """Whether a new sandbox may go on: only in the mesh, or where its pod is not meant to be."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic
 
 from nodeagent.cni.attachments import Adding
 from nodeagent.cni.errors import CniError, Code
-from nodeagent.cni.own_pods import OwnPods
+from nodeagent.cni.let_through import LetThrough
 from nodeagent.cni.request import PodName
-from nodeagent.mesh.backoff import Backoff
+from nodeagent.cni.waiting import Waiting, answered, heard_or_asked
 from nodeagent.mesh.eligibility import Policy, Wanted, decide_by_namespace
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
@@ -19,19 +18,10 @@ from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.table import Table
 from nodeagent.mesh.workload import N, Workload
 
-T = TypeVar("T")
-
 ADD_DEADLINE = 30.0
 """Seconds; the binary waits for 35, kubelet for two minutes."""
-CACHE_LAG = 0.25
-"""Seconds for which the watch may be behind the runtime before the API server is asked.
-
-Kubelet hears of a pod through a watch like ours, and has volumes to mount first.
-Measured with a real API server: 1.3 ms from its answer to the event, 6 ms at the most.
-"""
-
-_ASK_TIMEOUT = 5.0
-"""Seconds; then the watch is listened to again."""
+EXCUSED_PATIENCE = 3.0
+"""Seconds for which a pod that starts without a decision waits for one."""
 
 PodLookup = Callable[[str, str], Awaitable[Pod | None]]
 """Asks the API server for a pod of this node, by namespace and name. None: there is none.
@@ -46,17 +36,6 @@ Missing = Callable[[], list[str]]
 """What keeps the agent from being ready, in words; empty when it is."""
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """What the request waits for: where its deadline passes, that is the answer."""
-
-    why: Callable[[], str]
-
-    def unanswered(self, error: Exception) -> None:
-        """The API server could not say. Unknown is not "no": the pod is held (L16)."""
-        self.why = partial(str, error) if str(error) else _no_answer
-
-
 class Admission(Generic[N]):
     """Decides about sandboxes with the table's one decision for their pod (L26)."""
 
@@ -65,7 +44,7 @@ class Admission(Generic[N]):
         table: Table[N],
         policy: Policy,
         *,
-        own_pods: OwnPods,
+        let_through: LetThrough,
         identify: Identify,
         missing: Missing,
         lookup: PodLookup | None,
@@ -75,7 +54,7 @@ class Admission(Generic[N]):
         """No lookups: the table alone knows of pods, as from a folder of manifests."""
         self._table = table
         self._policy = policy
-        self._own_pods = own_pods
+        self._let_through = let_through
         self.identify = identify
         self._missing = missing
         self._lookup = lookup
@@ -84,7 +63,7 @@ class Admission(Generic[N]):
 
     def let_through(self, pod: PodName) -> str | None:
         """Say why nobody needs to be asked about `pod`; None: somebody does."""
-        if (pod.namespace, pod.name) in self._own_pods:
+        if (pod.namespace, pod.name) in self._let_through.agent:
             return "a pod of the agent"
         settled = decide_by_namespace(pod.namespace, self._policy)
         return settled.reason if settled else None
@@ -120,14 +99,21 @@ class Admission(Generic[N]):
             return self.identify(netns)
         except OSError as error:
             raise CniError(
-                Code.TRY_AGAIN, f"the sandbox's network namespace {netns} is not there", str(error)
+                Code.TRY_AGAIN,
+                f"the sandbox's network namespace {netns} is not there",
+                f"{error.strerror or error}; the runtime has taken it down meanwhile, or the "
+                "agent does not see the host's files (look at HOST_PREFIX and the mounts of its "
+                f"pod: {self._agents_pods})",
             ) from error
 
     async def admit(self, pod: PodName, sandbox: Sandbox, adding: Adding) -> str:
         """Return once the sandbox may go on, with the reason. Raises ``CniError``."""
         if (reason := self.let_through(pod)) is not None:
             return reason
-        waiting = _Waiting(lambda: f"the agent is starting: waits for {self._list_missing()}")
+        waiting = Waiting(
+            lambda: f"the agent is starting: waits for {self._list_missing()}",
+            f"the log of the agent's pod on this node ({self._agents_pods})",
+        )
         try:
             async with asyncio.timeout(self._deadline):
                 return await self._admit(pod, sandbox, adding, waiting)
@@ -135,26 +121,40 @@ class Admission(Generic[N]):
             raise CniError(
                 Code.TRY_AGAIN,
                 f"pod {pod} is held back, not known to be in the mesh after {self._deadline:g} s",
-                waiting.why(),
+                f"{waiting.why()}; look at {waiting.look_at}",
             ) from error
 
-    async def _admit(
-        self, pod: PodName, sandbox: Sandbox, adding: Adding, waiting: _Waiting
-    ) -> str:
-        await self._table.until_synced()
-        row = await self._row(pod, sandbox, waiting)
-        await self._decided(row, waiting)
+    async def _admit(self, pod: PodName, sandbox: Sandbox, adding: Adding, waiting: Waiting) -> str:
+        excuse = self._let_through.undecided(pod.namespace, pod.name)
+        try:
+            async with asyncio.timeout(EXCUSED_PATIENCE if excuse else None):
+                await self._table.until_synced()
+                row = await self._row(pod, sandbox, waiting)
+                await self._decided(row, waiting)
+        except TimeoutError:
+            if excuse is None:
+                raise
+            return excuse
         if not _is_over(row):
             adding.check()
             netns = self.identity_of(sandbox.netns)
             self._hand_over(pod, sandbox, row)
             given = row.sandbox
             waiting.why = lambda: f"{row.state.value}: {row.detail}"
+            waiting.look_at = (
+                f"ztunnel's pod on this node (kubectl get pods -o wide "
+                f"-n {self._let_through.ztunnel.namespace}), and at `nodeagent status` in the "
+                f"agent's ({self._agents_pods})"
+            )
             await row.until(
                 lambda row: _is_over(row) or row.sandbox != given or _in_mesh(row, netns)
             )
             if row.sandbox != given:
-                raise CniError(Code.TRY_AGAIN, f"another sandbox of pod {pod} has taken over")
+                raise CniError(
+                    Code.TRY_AGAIN,
+                    f"another sandbox of pod {pod} has taken over",
+                    "the runtime has begun a newer one, which goes on: nothing needs to be done",
+                )
         if row.gone:
             raise _over(str(pod))
         return row.decision.reason
@@ -164,19 +164,24 @@ class Admission(Generic[N]):
             raise CniError(
                 Code.INVALID_CONFIGURATION,
                 f"no plugin of network {sandbox.network} has given pod {pod} an address",
-                "the mesh's entry has to stand behind the plugin that does",
+                "the mesh's entry has to stand behind the plugin that does: look at the order of "
+                "`plugins` in the node's CNI configuration (CNI_NET_DIR)",
             )
         if not _holds_another_interface(row, sandbox):
             self._table.handed_over(row, sandbox)
 
-    async def _row(self, pod: PodName, sandbox: Sandbox, waiting: _Waiting) -> Workload[N]:
+    async def _row(self, pod: PodName, sandbox: Sandbox, waiting: Waiting) -> Workload[N]:
         waiting.why = lambda: "the agent has not heard of the pod"
+        waiting.look_at = (
+            "whether this node reaches the API server, and at the agent's log "
+            f"({self._agents_pods})"
+        )
         if self._lookup is None:
             find = partial(self.known, pod) if pod.uid else partial(self._free, pod, sandbox)
             return await self._table.until(find)
         if pod.uid is None:
-            pod = await _asked(partial(self._identified, self._lookup, pod), waiting)
-        return await _heard_or_asked(
+            pod = await answered(partial(self._identified, self._lookup, pod), waiting)
+        return await heard_or_asked(
             lambda: self._table.until(partial(self.known, pod)),
             partial(self._ask, self._lookup, pod),
             waiting,
@@ -239,9 +244,9 @@ class Admission(Generic[N]):
         except OSError:
             return False
 
-    async def _decided(self, row: Workload[N], waiting: _Waiting) -> None:
+    async def _decided(self, row: Workload[N], waiting: Waiting) -> None:
         waiting.why = lambda: row.decision.reason
-        await _heard_or_asked(
+        await heard_or_asked(
             lambda: row.until(_is_decided),
             partial(self._ask_namespace, self._lookup_namespace, row)
             if self._lookup_namespace
@@ -255,57 +260,36 @@ class Admission(Generic[N]):
         if _is_decided(row):
             return
         if found is None:
-            raise CniError(Code.TRY_AGAIN, f"the API server knows of no namespace {name}")
+            raise CniError(
+                Code.TRY_AGAIN,
+                f"the API server knows of no namespace {name}",
+                f"it was deleted, and its pods go with it (kubectl get namespace {name})",
+            )
         self._table.namespace_seen(found)
+
+    @property
+    def _agents_pods(self) -> str:
+        return f"kubectl get pods -o wide -n {self._let_through.agent.namespace}"
 
     def _list_missing(self) -> str:
         return "; ".join(self._missing()) or "the first lists"
 
 
-async def _heard_or_asked(
-    heard: Callable[[], Awaitable[T]],
-    ask: Callable[[], Awaitable[None]] | None,
-    waiting: _Waiting,
-) -> T:
-    """Wait for the watch for a moment; then ask as well, until one of the two knows."""
-    if ask is None:
-        return await heard()
-    backoff = Backoff()
-    lag = CACHE_LAG
-    while True:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(lag):
-                return await heard()
-        try:
-            async with asyncio.timeout(_ASK_TIMEOUT):
-                await ask()
-        except (RetryError, TimeoutError) as error:
-            waiting.unanswered(error)
-            lag = max(CACHE_LAG, backoff.delay())
-
-
-async def _asked(ask: Callable[[], Awaitable[T]], waiting: _Waiting) -> T:
-    """Ask until there is an answer."""
-    backoff = Backoff()
-    while True:
-        try:
-            async with asyncio.timeout(_ASK_TIMEOUT):
-                return await ask()
-        except (RetryError, TimeoutError) as error:
-            waiting.unanswered(error)
-        await asyncio.sleep(max(CACHE_LAG, backoff.delay()))
-
-
-def _no_answer() -> str:
-    return f"the API server has not answered within {_ASK_TIMEOUT:g} s"
-
-
 def _nobody(pod: PodName) -> CniError:
-    return CniError(Code.TRY_AGAIN, f"the API server knows of no pod {pod} on this node")
+    return CniError(
+        Code.TRY_AGAIN,
+        f"the API server knows of no pod {pod} on this node",
+        "it was deleted or is another node's "
+        f"(kubectl get pod -o wide -n {pod.namespace} {pod.name})",
+    )
 
 
 def _over(pod: str) -> CniError:
-    return CniError(Code.TRY_AGAIN, f"pod {pod} does not exist any more")
+    return CniError(
+        Code.TRY_AGAIN,
+        f"pod {pod} does not exist any more",
+        "kubelet takes its sandbox down by itself, and starts what has replaced it",
+    )
 
 
 def _is_ending(pod: Pod) -> bool:

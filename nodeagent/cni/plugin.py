@@ -75,7 +75,9 @@ class Plugin(Generic[N]):
             log.exception("unexpected failure", command=command)
             if command in _NEVER_FAILING:
                 return Answer(success=True)
-            fault = CniError(Code.TRY_AGAIN, "the mesh's agent failed unexpectedly: see its log")
+            fault = CniError(
+                Code.TRY_AGAIN, "the mesh's agent failed unexpectedly", "look at its log"
+            )
             return Answer(success=False, body=result.failure(fault, version))
 
     async def istio_add(self, body: bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nodeagent.cni.admission import Admission
-from nodeagent.cni.own_pods import OwnPods
+from nodeagent.cni.let_through import DaemonPods, LetThrough
 from nodeagent.cni.plugin import Plugin
 from nodeagent.cni.server import serve_plugin
 from nodeagent.mesh.eligibility import Policy
@@ -168,7 +168,11 @@ async def serving(
         admission = Admission(
             on.table,
             Policy(),
-            own_pods=OwnPods(namespace="istio-system", prefix="nodeagent-"),
+            let_through=LetThrough(
+                agent=DaemonPods(namespace="istio-system", prefix="nodeagent-"),
+                ztunnel=DaemonPods(namespace="istio-system", prefix="ztunnel-"),
+                namespaces=frozenset({"control"}),
+            ),
             identify=runtime.identify,
             missing=lambda: runtime.missing,
             lookup=None if folder else api.pod,

@@ -17,11 +17,13 @@ from nodeagent.cni.shim.build import DIALECT, SOURCE, WARNINGS, sources
 ORDINARY = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=cart-5d9f"
 EXCLUDED = "IgnoreUnknown=1;K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=coredns-x2x4z"
 AGENT = "IgnoreUnknown=1;K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=nodeagent-x2x4z"
+ZTUNNEL = "IgnoreUnknown=1;K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=ztunnel-x2x4z"
 PREVIOUS = b'{ "cniVersion":"1.0.0", "z": 1e2,\n\t"ips":[{"address":"10.0.0.7/24"}],"a":"\\u00e9" }'
 
 LET_THROUGH = {
     "namespaces": ["kube-system"],
     "agent": {"namespace": "istio-system", "podPrefix": "nodeagent-"},
+    "pods": [{"namespace": "istio-system", "podPrefix": "ztunnel-"}],
 }
 
 

@@ -86,11 +86,42 @@ async def test_start_up_waits_for_nobody_who_is_needed_for_it(
         assert runtime.api.asked == []
 
 
-@pytest.mark.parametrize("name", ["nodeagent-x2x4z-0", "nodeagent-x2x4", "web"])
+@pytest.mark.parametrize(
+    "name", ["nodeagent-x2x4z-0", "nodeagent-x2x4", "ztunnel-x2x4z-0", "ztunnel-x2x4", "web"]
+)
 async def test_names_like_the_agents_are_no_way_around(tmp_path: Path, name: str) -> None:
     """L15: only what a DaemonSet's controller makes is let through unasked."""
     async with serving(tmp_path, deadline=0.05, in_sync=False) as runtime:
         assert (await runtime.add(namespace="istio-system", name=name)).code == TRY_AGAIN
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name"), [("istio-system", "ztunnel-x2x4z"), ("control", "plane-0")]
+)
+async def test_those_who_need_no_decision_wait_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespace: str, name: str
+) -> None:
+    """L15: ztunnel and the namespaces of the setting start while nobody can say what they are."""
+    monkeypatch.setattr("nodeagent.cni.admission.EXCUSED_PATIENCE", 0.3)
+    async with serving(tmp_path, in_sync=False) as runtime:
+        runtime.api.away = True
+        assert (await runtime.add(namespace=namespace, name=name)).success
+        runtime.on.table.synced()
+        assert (await runtime.add(namespace=namespace, name=name)).success
+        assert runtime.api.asked != []
+        known(runtime, "1", namespace=namespace, name=name, labels={})
+        assert (await runtime.add(namespace=namespace, name=name)).success
+        assert len(runtime.on.table) == 1
+        assert runtime.on.row("1").sandbox is None
+
+
+async def test_those_who_need_no_decision_are_protected_by_one(tmp_path: Path) -> None:
+    """L16: where the agent knows that such a pod is in the mesh, it is held like any other."""
+    async with serving(tmp_path, Node(ztunnel=None), deadline=0.2) as runtime:
+        known(runtime, namespace="control", name="plane-0")
+        reply = await runtime.add(namespace="control", name="plane-0")
+        assert reply.code == TRY_AGAIN
+        assert "no ztunnel is connected" in reply.message
 
 
 async def test_container_that_is_no_pod(tmp_path: Path) -> None:
@@ -447,3 +478,36 @@ async def test_sockets_belong_to_root(tmp_path: Path) -> None:
             path = tmp_path / name
             assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "look_at"),
+    [
+        ("starting", "kubectl get pods -o wide -n istio-system"),
+        ("API away", "whether this node reaches the API server"),
+        ("no ztunnel", "ztunnel's pod on this node"),
+        ("no such pod", "kubectl get pod -o wide -n shop web"),
+        ("no namespace", "kubectl get namespace shop"),
+        ("netns gone", "HOST_PREFIX"),
+        ("no address", "CNI_NET_DIR"),
+        ("fault", "look at its log"),
+    ],
+)
+async def test_each_failure_says_what_to_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, look_at: str
+) -> None:
+    """The pod's event is what its owner has: the message names the next thing to do."""
+    node = Node(ztunnel=None)
+    async with serving(tmp_path, node, in_sync=trouble != "starting", deadline=0.4) as runtime:
+        runtime.missing = ["the first list of pods"]
+        runtime.api.away = trouble == "API away"
+        if trouble == "no namespace":
+            runtime.on.table.pod_seen(replace(STARTING, labels={}))
+        elif trouble not in {"API away", "no such pod"}:
+            known(runtime)
+        if trouble == "netns gone":
+            runtime.gone.add("/run/netns/1")
+        if trouble == "fault":
+            monkeypatch.setattr(runtime.on.table, "handed_over", None)
+        reply = await runtime.add(address="" if trouble == "no address" else "10.0.0.1")
+        assert look_at in reply.message

@@ -16,6 +16,7 @@ from tests.cni.shim_process import (
     EXCLUDED,
     ORDINARY,
     PREVIOUS,
+    ZTUNNEL,
     Finished,
     ModelAgent,
     Talk,
@@ -108,13 +109,14 @@ async def no_agent(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 async def test_each_call_without_an_agent(hasty_shim: Path, no_agent: Path) -> None:
-    """L15, L16, L18: mesh pods wait with a reason, excluded ones and the agent's start, no
-    pod hangs in Terminating, and the node stays ready.
+    """L15, L16, L18: mesh pods wait with a reason, excluded ones, the agent's and ztunnel's
+    start, no pod hangs in Terminating, and the node stays ready.
     """
     stdin = configuration(no_agent)
     calls = [
         *(("ADD", ORDINARY), ("CHECK", ORDINARY)),
         *(("ADD", EXCLUDED), ("CHECK", EXCLUDED), ("ADD", AGENT), ("CHECK", AGENT)),
+        *(("ADD", ZTUNNEL), ("CHECK", ZTUNNEL)),
         *((command, ORDINARY) for command in ("DEL", "GC", "STATUS")),
     ]
     running = (run(hasty_shim, command, stdin, arguments=who) for command, who in calls)
@@ -125,12 +127,13 @@ async def test_each_call_without_an_agent(hasty_shim: Path, no_agent: Path) -> N
         assert str(no_agent) in waiting.error["msg"]
         assert "-n istio-system" in waiting.error["msg"]
     passed, silent = Finished(0, PREVIOUS), Finished(0, b"")
-    assert rest == [passed, silent, passed, silent, silent, silent, silent]
+    assert rest == [*[passed, silent] * 3, silent, silent, silent]
 
 
 WHO_STARTS = {
     EXCLUDED: True,
     AGENT: True,
+    ZTUNNEL: True,
     "K8S_POD_NAMESPACE=kube-system": True,
     "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAMESPACE=shop": False,
     "K8S_POD_NAMESPACE=kube-systemd": False,
@@ -150,11 +153,18 @@ WHO_STARTS = {
     "K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=istiodddd-x2x4z": False,
     "K8S_POD_NAMESPACE=istio-system": False,
     "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=nodeagent-x2x4z": False,
+    "K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=ztunnel-x2x4": False,
+    "K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=ztunnel-x2x4z-0": False,
+    "K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=ztunnel-": False,
+    "K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=istiod-5d9f-x2x4z": False,
+    "K8S_POD_NAMESPACE=istio-systemd;K8S_POD_NAME=ztunnel-x2x4z": False,
+    "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=ztunnel-x2x4z": False,
+    "K8S_POD_NAME=ztunnel-x2x4z": False,
 }
 
 
 async def test_who_starts_without_an_agent(hasty_shim: Path, tmp_path: Path) -> None:
-    """L16: only excluded namespaces, and pods named as the agent's DaemonSet names them."""
+    """L16: only excluded namespaces, and pods named as the agent's DaemonSet or ztunnel's does."""
     stdin = configuration(tmp_path / "absent")
     calls = (run(hasty_shim, "ADD", stdin, arguments=who) for who in WHO_STARTS)
     started = [done.status == 0 for done in await asyncio.gather(*calls)]
@@ -171,6 +181,12 @@ EXCUSES_NOBODY = [
     '{"namespaces":[7,null,["kube-system"],{}],"agent":{"podPrefix":"nodeagent-"}}',
     '{"namespaces":[],"agent":{"namespace":null,"podPrefix":"nodeagent-"}}',
     '{"namespaces":["kube\\u002dsystem"]}',
+    '{"pods":{"namespace":"istio-system","podPrefix":"ztunnel-"}}',
+    '{"pods":"istio-system/ztunnel-"}',
+    '{"pods":[7,null,[],"ztunnel-",{},{"namespace":"istio-system"},{"podPrefix":"ztunnel-"}]}',
+    '{"pods":[{"namespace":"istio-system","podPrefix":""}]}',
+    '{"pods":[{"namespace":"istio-system","podPrefix":["ztunnel-"]}]}',
+    '{"pods":[{"namespace":{},"podPrefix":"ztunnel-"}]}',
 ]
 
 
@@ -180,10 +196,20 @@ async def test_entry_of_a_wrong_shape_excuses_nobody(hasty_shim: Path) -> None:
     calls = (
         run(hasty_shim, "ADD", entry.encode(), arguments=who)
         for entry in entries
-        for who in (EXCLUDED, AGENT)
+        for who in (EXCLUDED, AGENT, ZTUNNEL)
     )
     codes = [done.error["code"] for done in await asyncio.gather(*calls)]
-    assert codes == [11] * 2 * len(EXCUSES_NOBODY)
+    assert codes == [11] * 3 * len(EXCUSES_NOBODY)
+
+
+async def test_every_daemon_set_of_the_entry_starts(hasty_shim: Path) -> None:
+    """The list is read to its end, whatever stands between."""
+    pods = '[7, {"namespace":"a","podPrefix":"x-"} ,{},{"podPrefix":"y-","namespace":"b"}]'
+    entry = f'{{"socket":"/absent","letThrough":{{"pods":{pods}}}}}'
+    who = {"a;K8S_POD_NAME=x-00000": 0, "b;K8S_POD_NAME=y-00000": 0, "a;K8S_POD_NAME=y-00000": 1}
+    arguments = [f"K8S_POD_NAMESPACE={namespace}" for namespace in who]
+    calls = (run(hasty_shim, "ADD", entry.encode(), arguments=one) for one in arguments)
+    assert [done.status for done in await asyncio.gather(*calls)] == list(who.values())
 
 
 @pytest.mark.parametrize("previous", [None, b"null", b"[1]", b"7"])
@@ -264,7 +290,8 @@ async def test_result_of_an_add_is_not_empty(hasty_shim: Path, model_agent: Mode
 async def test_only_those_wait_that_need_the_agent(shim: Path) -> None:
     """L15: nobody waits for an agent whose answer does not matter, its own pod least of all."""
     stdin = configuration("/absent")
-    calls = [("ADD", EXCLUDED), ("ADD", AGENT), *((command, ORDINARY) for command in HARMLESS)]
+    excused = (("ADD", who) for who in (EXCLUDED, AGENT, ZTUNNEL))
+    calls = [*excused, *((command, ORDINARY) for command in HARMLESS)]
     started = time.monotonic()
     running = (run(shim, command, stdin, arguments=who) for command, who in calls)
     assert {done.status for done in await asyncio.gather(*running)} == {0}

@@ -27,6 +27,7 @@ class MeshNode:
             directory,
             cni_net_dir=str(containerd.net_dir),
             cni_bin_dir=str(containerd.bin_dir),
+            cni_let_through_namespaces="control",
         )
         self.stubs: list[Stub] = []
 

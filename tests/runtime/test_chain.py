@@ -39,12 +39,16 @@ async def test_agent_away(node: MeshNode) -> None:
     await node.start_ztunnel()
     server = await node.server()
     await node.agent.stop()
-    _, _, reason = await asyncio.gather(
+    *_, reason, other = await asyncio.gather(
         node.run("dns", "kube-system"),
         node.run("nodeagent-x2x4z", "istio-system"),
+        node.run("ztunnel-x2x4z", "istio-system"),
+        node.run("plane-0", "control"),
         node.refused("web"),
+        node.refused("istiod-5d9f-x2x4z", "istio-system"),
     )
     assert "look at the agent's pod" in reason
+    assert "look at the agent's pod" in other
     starting = asyncio.create_task(node.run_until_it_starts("web"))
     await node.start_agent()
     await node.containerd.dial(await starting, server, 80)

@@ -39,6 +39,7 @@ def test_every_default_that_has_a_text_is_what_the_text_means() -> None:
     words = {"node_name", "pod_manifests", "ambient_enablement_selector", "host_netns"}
     words |= {"force_iptables_binary", "kubeconfig", "container_runtime_endpoint", "host_prefix"}
     words |= {"cni_net_dir", "cni_conf_name", "readiness_address", "pod_name"}
+    words |= {"cni_let_through_namespaces"}
     texts = {s.attribute: s.default for s in SETTINGS if s.attribute not in words}
     assert load(texts, {}) == load({}, {})
 
@@ -114,6 +115,9 @@ def test_lists_are_read_leniently() -> None:
     assert settings.exclude_namespaces == {"a", "b"}
     assert settings.zds_peer_uids == {0, 1337}
     assert load({"exclude_namespaces": ""}, {}).exclude_namespaces == frozenset()
+    named = load({}, {"CNI_LET_THROUGH_NAMESPACES": "istio-system"})
+    assert named.cni_let_through_namespaces == {"istio-system"}
+    assert load({}, {}).cni_let_through_namespaces == frozenset()
 
 
 def test_values_have_the_types_that_the_rules_need() -> None:

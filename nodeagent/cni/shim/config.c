@@ -31,7 +31,8 @@ bool config_parse(struct view text, struct config *config)
     }
     struct view let_through = json_member(text, "letThrough");
     struct view agent = json_member(let_through, "agent");
-    config->excluded = json_member(let_through, "namespaces");
+    config->namespaces = json_member(let_through, "namespaces");
+    config->pods = json_member(let_through, "pods");
     config->agent_namespace = member_string(agent, "namespace", NAME_LIMIT);
     config->agent_prefix = member_string(agent, "podPrefix", NAME_LIMIT);
     return true;
@@ -64,28 +65,39 @@ static bool is_pod_suffix(const char *at)
     return true;
 }
 
-static bool is_agent(const struct config *config, struct view namespace, struct view name)
-{
-    struct view prefix = config->agent_prefix;
+struct pod {
+    struct view namespace;
+    struct view name;
+};
 
-    return view_equals(namespace, config->agent_namespace) && prefix.start != NULL &&
-           name.start != NULL && name.length == prefix.length + SUFFIX_LENGTH &&
-           memcmp(name.start, prefix.start, prefix.length) == 0 &&
-           is_pod_suffix(name.start + prefix.length);
+/* Whether `pod` is one of the DaemonSet in `namespace` that calls its pods `prefix` and so on. */
+static bool is_daemon_pod(struct pod pod, struct view namespace, struct view prefix)
+{
+    return view_equals(pod.namespace, namespace) && prefix.start != NULL &&
+           pod.name.start != NULL && pod.name.length == prefix.length + SUFFIX_LENGTH &&
+           memcmp(pod.name.start, prefix.start, prefix.length) == 0 &&
+           is_pod_suffix(pod.name.start + prefix.length);
 }
 
 bool config_lets_through(const struct config *config, const char *arguments)
 {
-    struct view namespace = argument(arguments, "K8S_POD_NAMESPACE");
+    struct pod pod = {argument(arguments, "K8S_POD_NAMESPACE"),
+                      argument(arguments, "K8S_POD_NAME")};
     struct view element = {NULL, 0};
 
-    if (namespace.length == 0) {
+    if (pod.namespace.length == 0) {
         return false;
     }
-    while ((element = json_next(config->excluded, element)).start != NULL) {
-        if (view_equals(json_string(element), namespace)) {
+    while ((element = json_next(config->namespaces, element)).start != NULL) {
+        if (view_equals(json_string(element), pod.namespace)) {
             return true;
         }
     }
-    return is_agent(config, namespace, argument(arguments, "K8S_POD_NAME"));
+    while ((element = json_next(config->pods, element)).start != NULL) {
+        if (is_daemon_pod(pod, member_string(element, "namespace", NAME_LIMIT),
+                          member_string(element, "podPrefix", NAME_LIMIT))) {
+            return true;
+        }
+    }
+    return is_daemon_pod(pod, config->agent_namespace, config->agent_prefix);
 }

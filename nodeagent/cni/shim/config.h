@@ -9,7 +9,8 @@ struct config {
     struct view version;  /* the inside of a string */
     struct view socket;   /* likewise, short enough for a socket's address */
     struct view previous; /* an object */
-    struct view excluded; /* namespaces whose pods need no agent */
+    struct view namespaces; /* an array: all pods of these need no agent */
+    struct view pods;       /* an array: pods of other DaemonSets that need none */
     struct view agent_namespace;
     struct view agent_prefix; /* of the names of its pods */
 };
@@ -19,7 +20,7 @@ bool config_parse(struct view text, struct config *config);
 
 /*
  * Whether the pod that `arguments` (CNI_ARGS) names may start without the agent: a pod of
- * an excluded namespace, or one of the agent's DaemonSet. In doubt it may not.
+ * a namespace in the entry, or of one of its DaemonSets. In doubt it may not.
  */
 bool config_lets_through(const struct config *config, const char *arguments);
 

@@ -81,8 +81,9 @@ static void try_config(const char *bytes, size_t length)
     struct view whole = {text, size};
     bool parsed = config_parse(whole, &config);
     require(parsed == json_is_object(whole), "a configuration is a JSON object");
-    const struct view parts[] = {config.version,  config.socket,          config.previous,
-                                 config.excluded, config.agent_namespace, config.agent_prefix};
+    const struct view parts[] = {config.version, config.socket,          config.previous,
+                                 config.namespaces, config.pods,
+                                 config.agent_namespace, config.agent_prefix};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         require(is_inside(parts[i], whole), "each part is inside the configuration");
     }
@@ -140,7 +141,7 @@ static void mutate(void)
     static const char *const TOKENS[] = {
         "{", "}", "[", "]", ",", ":", "\"", "\\", "\\u00e9", "null", "true", "-0.5e+7", "{}", "[]",
         "[[[[[[[[[[[[[[[[", "\"a\":", "\"namespaces\":[", "\"agent\":{", "\"podPrefix\":",
-        "\"socket\":", "\"prevResult\":", "\"cniVersion\":", "K8S_POD_NAME=", "K8S_POD_NAMESPACE=",
+        "\"pods\":[", "\"namespace\":", "\"socket\":", "\"prevResult\":", "\"cniVersion\":", "K8S_POD_NAME=", "K8S_POD_NAMESPACE=",
         ";", "\r\n", "\r\n\r\n", "Content-Length: ", "0", "1048576", "1048577", "HTTP/1.1 ", "200",
     };
     const struct input *other = &corpus[random_below(corpus_size)];
