@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
+from nodeagent.cni import loading
 from nodeagent.cni.admission import Admission
 from nodeagent.cni.binary import packaged_binary
 from nodeagent.cni.installer import Installer
@@ -73,6 +75,11 @@ def installer(settings: Settings) -> Installer | None:
             settings.istio_owned_cni_config_filename if settings.istio_owned_cni_config else None
         ),
         binary_source=packaged_binary(),
+        loading=partial(
+            loading.ask,
+            endpoint=settings.container_runtime_endpoint,
+            prefix=settings.host_prefix,
+        ),
     )
 
 

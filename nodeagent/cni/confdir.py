@@ -11,43 +11,53 @@ from collections.abc import Iterator
 from nodeagent.cni.conflist import MAX_SIZE
 from nodeagent.cni.plan import Changes, Directory, Files
 
-_SUFFIXES = (".conf", ".conflist")
+SUFFIXES = (".conf", ".conflist", ".json")
+"""Of the files that runtimes count: containerd, CRI-O and cri-dockerd ask libcni for these."""
+MOST = 1000
+"""Files that are read; a node has a handful."""
 _TEMPORARY = ".nodeagent-tmp"
 """Ends our temporary names: no runtime reads such a file."""
 _ABANDONED = 60.0
 """Seconds; a temporary file that is older was left by an agent that was killed."""
 
 
+_NOT_FOR_RUNTIMES = (errno.ENOENT, errno.ELOOP, errno.EISDIR)
+"""A link to nothing, to itself, or to a directory."""
+
+
 class MovedError(Exception):
     """A file is not any more what was read: somebody has written it meanwhile."""
 
 
-def read(path: str, suffixes: tuple[str, ...] = _SUFFIXES) -> Directory:
-    """Read the directory's configurations. Raises ``OSError`` where it cannot be listed.
+def read(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> Directory:
+    """Read the directory's configurations, whatever there is under their names.
 
     A file with two names through a symbolic link counts once, under the name that
     runtimes come to first. A link out of the directory is unreadable: in a container
-    it leads elsewhere than on the host.
+    it leads elsewhere than on the host. Raises ``OSError`` where the directory cannot
+    be listed, or holds more than ``MOST`` of them.
     """
     files: dict[str, bytes] = {}
     unreadable: dict[str, str] = {}
+    broken: dict[str, str] = {}
     seen: set[str] = set()
-    for name in sorted(n for n in os.listdir(path) if n.endswith(suffixes)):
+    for name in _counted(path, suffixes):
         try:
             real = _real(path, name)
             if real in seen:
                 continue
             data = content(real)
-        except FileNotFoundError:
-            continue  # gone meanwhile, or a link to nothing: nothing for runtimes either
-        except IsADirectoryError:
-            continue  # runtimes pass it over too
         except OSError as error:
-            unreadable[name] = error.strerror or str(error)
+            # What has gone meanwhile is nothing to anybody.
+            if error.errno in _NOT_FOR_RUNTIMES:
+                if os.path.lexists(os.path.join(path, name)):
+                    broken[name] = error.strerror or str(error)
+            else:
+                unreadable[name] = error.strerror or str(error)
             continue
         seen.add(real)
         files[name] = data
-    return Directory(files=files, unreadable=unreadable)
+    return Directory(files=files, unreadable=unreadable, broken=broken)
 
 
 def names(path: str) -> list[str]:
@@ -81,9 +91,9 @@ def content(path: str) -> bytes:
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "is a directory")
+            raise IsADirectoryError(errno.EISDIR, "a directory")
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "is not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         with open(fd, "rb", closefd=False) as file:
             return file.read(MAX_SIZE + 1)
     finally:
@@ -118,20 +128,31 @@ def sweep(path: str) -> None:
                     os.unlink(abandoned)
 
 
+def _counted(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Names in the order in which runtimes come to them; a directory itself is none."""
+    found: list[str] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.endswith(suffixes) and not entry.is_dir(follow_symlinks=False):
+                found.append(entry.name)
+            if len(found) > MOST:
+                raise OSError(errno.E2BIG, f"{path} has more than {MOST} CNI configurations")
+    return sorted(found)
+
+
 def _real(path: str, name: str) -> str:
     real = os.path.realpath(os.path.join(path, name))
     if os.path.dirname(real) != os.path.realpath(path):
-        raise OSError(errno.EXDEV, "is a link that leads out of the directory")
+        raise OSError(errno.EXDEV, "a link that leads out of the directory")
     return real
 
 
 def _model(path: str, name: str) -> str | None:
     """Whose mode and owner a file takes: its own, or those of what it is made from."""
-    other = name.removesuffix("list") if name.endswith(".conflist") else name + "list"
-    for known in (name, other):
-        real = os.path.join(path, known)
-        if os.path.exists(real):
-            return real
+    stem = os.path.join(path, name.rpartition(".")[0])
+    for known in (os.path.join(path, name), *(stem + suffix for suffix in SUFFIXES)):
+        if os.path.exists(known):
+            return known
     return None
 
 

@@ -19,7 +19,7 @@ MAX_DEPTH = 100
 INSTALLED = "installed"
 """Key in our entry for what the installer has to know later; the binary ignores it."""
 CONVERTED_NAME = "k8s-pod-network"
-"""What a list is called that a single plugin's configuration was made into (cni.md)."""
+"""What a list is called that was made of a single plugin's configuration without a name."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])')
@@ -29,6 +29,10 @@ Entry = Mapping[str, Any]
 
 class ConfError(ValueError):
     """No runtime can use this configuration; the text says why."""
+
+
+class BeyondUsError(ConfError):
+    """A runtime may be able to use this configuration, but we are not; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class ConfList:
         _require(value, "name")
         if not isinstance(value.get("cniVersion", ""), str):
             raise ConfError('"cniVersion" is not a string')
+        if "plugins" not in value:
+            raise BeyondUsError('it has no "plugins", or in a directory that only runtimes know')
         plugins = _plugins(text)
         if not plugins:
             raise ConfError('"plugins" is not a list with at least one plugin')
@@ -68,11 +74,11 @@ class ConfList:
         return cls(text, plugins)
 
     @classmethod
-    def around(cls, data: bytes, *, name: str | None = None) -> Self:
-        """Make a list of the one plugin that a ``.conf`` has. Raises ``ConfError``.
+    def around(cls, data: bytes) -> Self:
+        """Make a list of the one plugin that a ``.conf`` or ``.json`` has.
 
-        The text of the ``.conf`` is in it as it came, so that `single` gives it back.
-        The list has the `name`, else the plugin's own.
+        The file's text is in it as it came, so that `single` gives it back. The list has
+        the plugin's own name, or ``CONVERTED_NAME``. Raises ``ConfError``.
         """
         text, value = _decoded(data)
         _require(value, "type")
@@ -81,7 +87,7 @@ class ConfList:
             raise ConfError('"cniVersion" is not a string')
         head = {"cniVersion": version} if version else {}
         own = value.get("name")
-        head["name"] = name or (own if isinstance(own, str) and own else CONVERTED_NAME)
+        head["name"] = own if isinstance(own, str) and own else CONVERTED_NAME
         return cls.parse(_encoded(f'{json.dumps(head)[:-1]}, "plugins": [{text}]}}'))
 
     @property
@@ -188,19 +194,19 @@ _decoder = json.JSONDecoder(parse_int=Decimal, parse_constant=_refuse)
 
 def _decoded(data: bytes) -> tuple[str, dict[str, Any]]:
     if len(data) > MAX_SIZE:
-        raise ConfError(f"larger than {MAX_SIZE} bytes")
+        raise BeyondUsError(f"larger than {MAX_SIZE} bytes")
     # Go takes bytes that are not UTF-8 for characters too, and they have to survive.
     text = data.decode(errors="surrogateescape")
     try:
         value = _decoder.decode(text)
     except RecursionError:
-        raise ConfError("nested too deeply") from None
+        raise BeyondUsError("nested too deeply") from None
     except ValueError as error:
         raise ConfError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfError("not a JSON object")
     if _depth(text) > MAX_DEPTH:
-        raise ConfError("nested too deeply")
+        raise BeyondUsError("nested too deeply")
     return text, value
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
@@ -11,6 +11,7 @@ import structlog
 from nodeagent.cni import confdir
 from nodeagent.cni.binary import Binary, NoBinaryError
 from nodeagent.cni.conflist import OURS, Entry, entry_of
+from nodeagent.cni.loading import Loading
 from nodeagent.cni.plan import (
     Directory,
     NoPrimaryError,
@@ -33,6 +34,8 @@ GRACE = 5.0
 """Seconds for which a primary configuration may be gone: some are rewritten by deleting them."""
 OVERLAP = 60.0
 """Seconds for which an agent leaves a later agent's entry alone; usually it is gone by then."""
+ASK_AGAIN, ASK_SOON = 60.0, 5.0
+"""Seconds until the container runtime is asked again; the second where it did not answer."""
 _RETRY = 1.0
 _SETTLE = 0.02
 """Seconds in which what one writer does to several files comes together."""
@@ -55,8 +58,10 @@ class Installer:
     Our own file (`own_file`) is a copy of the primary's that sorts before it. It goes
     when the primary has been gone for ``GRACE``: the node must not look ready with a
     network that nobody runs any more; until then a runtime reads on in our copy. With
-    `own_file` None the entry is put into the primary. Not `chained`, it has a
-    configuration of its own that only a delegating plugin (Multus) uses.
+    `own_file` None the entry is put into the primary; likewise where `loading`, which
+    asks the container runtime, does not tell that a copy leaves pods their network. Not
+    `chained`, it has a configuration of its own that only a delegating plugin (Multus)
+    uses.
 
     Two agents may run at once while one replaces the other: what they would write alike
     neither writes again, and for what differs the later agent's counts.
@@ -74,6 +79,7 @@ class Installer:
         chained: bool,
         own_file: str | None,
         binary_source: str,
+        loading: Callable[[], Awaitable[Loading]],
     ) -> None:
         self.installed = asyncio.Event()
         """Set once binary and configuration are in place."""
@@ -81,11 +87,13 @@ class Installer:
         self._bare_entry = entry
         self._placement = Placement(conf_name=conf_name, chained=chained, own_file=own_file)
         self._source = binary_source
+        self._ask = loading
         self._at = datetime.now(UTC).isoformat(timespec="microseconds")
         self._stirred = asyncio.Event()
         self._brake = Brake()
         self._problems: dict[str, str] = {}
         self._invalid: dict[str, str] = {}
+        self._no_own_file = ""
         self._stood = False
         self._gone_since: float | None = None
         self._yielded: tuple[str, float] | None = None
@@ -93,6 +101,9 @@ class Installer:
     async def run(self) -> None:
         """Install, and keep it so, for ever. What stands in the way is said once, and retried."""
         async with asyncio.TaskGroup() as tasks:
+            if self._placement.chained and self._placement.own_file is not None:
+                await self._hear()
+                tasks.create_task(self._keep_asking(), name="ask the container runtime")
             for path in sorted({self._net_dir, self._bin_dir}):
                 tasks.create_task(self._watch(path), name=f"watch {path}")
             while True:
@@ -101,6 +112,21 @@ class Installer:
                 if look.stands:
                     self.installed.set()
                 await self._until_due(look.again_in, deaf=look.failed)
+
+    async def _keep_asking(self) -> None:
+        while True:
+            known = self._placement.loading.most is not None
+            await asyncio.sleep(ASK_AGAIN if known else ASK_SOON)
+            if await self._hear():
+                self._stirred.set()
+
+    async def _hear(self) -> bool:
+        """Ask the container runtime; whether its answer is another than before."""
+        before, told = self._placement.loading, await self._ask()
+        if told.most is None and before.most is not None:
+            return False  # it restarts, and what it said holds
+        self._placement = replace(self._placement, loading=told)
+        return told != before
 
     async def _until_due(self, due: float | None, *, deaf: bool) -> None:
         """Wait for `due` seconds, or for news unless `deaf`."""
@@ -156,6 +182,7 @@ class Installer:
         wanted, grace = self._planned(found, entry, now)
         if wanted is None:
             return _Look(stands=self._stood, again_in=grace)
+        self._say_no_own_file(wanted.no_own_file)
         if executable and not wanted.changes:
             self._stood = True
             return _Look(stands=True)
@@ -238,6 +265,15 @@ class Installer:
                 traces += types_of(name, data)
         return suspect(traces, own_file=own_file)
 
+    def _say_no_own_file(self, reason: str) -> None:
+        if reason and reason != self._no_own_file:
+            log.warning(
+                "our cni entry goes into the primary's own file, as with"
+                " ISTIO_OWNED_CNI_CONFIG=false",
+                reason=reason,
+            )
+        self._no_own_file = reason
+
     def _say_invalid(self, found: Directory) -> None:
         invalid = found.invalid()
         for name, reason in invalid.items():
@@ -272,7 +308,8 @@ def _undone(found: Directory, wanted: Plan, entry: Entry, *, executable: bool) -
     if standing is None:
         return f"{wanted.target} was deleted"
     if (ours := entry_of(standing)) is None:
-        return f"our entry was taken out of {wanted.target}"
+        moves_here = any(entry_of(data) for data in found.files.values())
+        return "" if moves_here else f"our entry was taken out of {wanted.target}"
     if wanted.target != wanted.primary and wanted.changes.get(wanted.primary, b"") is None:
         return f"{wanted.primary} was written again beside {wanted.target}"
     if not alike(ours, entry):

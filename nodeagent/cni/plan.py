@@ -1,15 +1,15 @@
 """What the files of the CNI configuration directory should be, given what they are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nodeagent.cni.configuration import VERSIONS
 from nodeagent.cni.conflist import (
-    CONVERTED_NAME,
     INSTALLED,
     ISTIO,
     OURS,
+    BeyondUsError,
     ConfError,
     ConfList,
     Entry,
@@ -17,6 +17,7 @@ from nodeagent.cni.conflist import (
     same,
     standing_alone,
 )
+from nodeagent.cni.loading import UNKNOWN, Loading
 
 STAND_ALONE_NAME = "YYY-istio-cni.conf"
 """Sorts behind every primary configuration: no runtime takes it for one."""
@@ -45,7 +46,10 @@ class Placement:
     chained: bool = True
     """False: in a configuration of its own that nobody but Multus uses."""
     own_file: str | None = None
-    """With a copy of the primary's plugins in a file of this name; None: in the primary."""
+    """With a copy of the primary's plugins in a file of this name, where that is known to
+    leave pods their network; None: in the primary."""
+    loading: Loading = UNKNOWN
+    """What the container runtime makes of the directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,8 @@ class Plan:
     """The file that the primary CNI plugin owns."""
     taken_over: bool = False
     """The changes replace an entry of Istio's."""
+    no_own_file: str = ""
+    """Why our entry goes into the primary, though a file of our own was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +74,28 @@ class Directory:
     files: Files
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Why, by name: a runtime may be able to read them."""
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """Why, by name: there is nothing to read for a runtime either."""
 
     def invalid(self) -> dict[str, str]:
         """Files that no runtime can use, and why."""
-        return {
-            name: reason
-            for name, data in self.files.items()
-            if (reason := _unusable(name, data)) is not None
-        }
+        return {**self.broken, **self._judged()[0]}
+
+    def beyond_us(self) -> dict[str, str]:
+        """Files that a runtime may be able to use though we are not, and why we are not."""
+        return {**self.unreadable, **self._judged()[1]}
+
+    def _judged(self) -> tuple[dict[str, str], dict[str, str]]:
+        invalid: dict[str, str] = {}
+        beyond_us: dict[str, str] = {}
+        for name, data in self.files.items():
+            try:
+                _as_list(name, data)
+            except BeyondUsError as error:
+                beyond_us[name] = str(error)
+            except ConfError as error:
+                invalid[name] = str(error)
+        return invalid, beyond_us
 
 
 def plan(found: Directory, placement: Placement, entry: Entry) -> Plan:
@@ -89,10 +109,13 @@ def plan(found: Directory, placement: Placement, entry: Entry) -> Plan:
     if not placement.chained:
         return _stand_alone(found, files, placement.conf_name or STAND_ALONE_NAME, entry)
     primary = _primary(found, files, placement)
-    _require_spoken(primary, files[primary])
+    reason = ""
     if placement.own_file is not None:
-        return _own_file(found, files, primary, placement.own_file, entry)
-    return _in_primary(found, files, primary, entry)
+        if not (reason := _no_own_file(found, files, primary, placement)):
+            return _own_file(found, files, primary, placement.own_file, entry)
+        # What Istio's agent has written under our own file's name is a primary like others then.
+        primary = _primary(found, files, replace(placement, own_file=None))
+    return replace(_in_primary(found, files, primary, entry), no_own_file=reason)
 
 
 def undone(files: Files) -> Changes:
@@ -112,7 +135,7 @@ def undone(files: Files) -> Changes:
         except ConfError:
             continue
         converted = notes.get(_CONVERTED_FROM)
-        single = confs.single() if converted and converted + "list" == name else None
+        single = confs.single() if converted and _list_name(converted) == name else None
         if notes.get(_COPY_OF) is not None:
             changes[name] = None
         elif converted and single is not None:
@@ -166,12 +189,37 @@ def _stand_alone(found: Directory, files: Files, name: str, entry: Entry) -> Pla
     return _planned(found, files, {name: wanted}, target=name)
 
 
+def _no_own_file(found: Directory, files: Files, primary: str, placement: Placement) -> str:
+    """Why a copy of the primary that sorts first could change pods' networks; '' if it cannot."""
+    name = placement.own_file or ""
+    loading = placement.loading
+    if primary <= name:
+        return ""  # the copy would be of no use to anybody, which is said as an error
+    copied = primary_of_copy(found, name)
+    if loading.most is None:
+        # What stands has been decided by an agent that knew.
+        return "" if copied else f"it is not known which files are loaded: {loading.source}"
+    if loading.most != 1:
+        return (
+            f"{loading.source} loads {loading.most or 'all'} configurations (max_conf_num):"
+            " a copy of one would be a second interface of each pod"
+        )
+    if copied == primary:
+        return ""
+    counted = {*files, *found.unreadable, *found.broken} - {name}
+    if loading.tolerant:
+        counted -= found.invalid().keys()
+    first = min(counted)
+    return "" if first == primary else f"{loading.source} comes to {first} before {primary}"
+
+
 def _own_file(found: Directory, files: Files, primary: str, name: str, entry: Entry) -> Plan:
     if primary <= name:
         raise NotYetError(
             f"{primary} comes before {name}, so that runtimes would not read ours: "
             + _remedy_for_order(_foreign_type(primary, files[primary]))
         )
+    _require_spoken(primary, files[primary])
     source = _as_list(primary, files[primary])
     standing = files.get(name)
     if standing is not None and not _adoptable(standing, source):
@@ -185,11 +233,12 @@ def _own_file(found: Directory, files: Files, primary: str, name: str, entry: En
 
 
 def _in_primary(found: Directory, files: Files, primary: str, entry: Entry) -> Plan:
+    _require_spoken(primary, files[primary])
     if primary.endswith(".conflist"):
         data = found.files[primary]
         wanted = _with_entry(primary, ConfList.parse(data), _dated(entry, data))
         return _planned(found, files, {primary: wanted}, target=primary, primary=primary)
-    target = primary + "list"
+    target = _list_name(primary)
     if target in files:
         raise NotYetError(
             f"{primary} cannot become {target}, which is there already:"
@@ -200,7 +249,8 @@ def _in_primary(found: Directory, files: Files, primary: str, entry: Entry) -> P
     if standing is not None and primary not in found.files:
         base = ConfList.parse(standing)
     else:
-        base = ConfList.around(files[primary], name=CONVERTED_NAME)
+        # Its own name, where it has one: addresses are accounted under it.
+        base = ConfList.around(files[primary])
     changes = {target: _with_entry(primary, base, noted), primary: None}
     return _planned(found, files, changes, target=target, primary=primary)
 
@@ -231,27 +281,27 @@ def _planned(
 
 
 def _primary(found: Directory, files: Files, placement: Placement) -> str:
-    stem = placement.conf_name.removesuffix("list")
-    named = (placement.conf_name, stem, stem + "list")  # it may have been converted
+    conf_name = placement.conf_name
+    # It may have been converted, or be about to be.
+    named = (conf_name, _list_name(conf_name), *_singles(conf_name))
 
     def eligible(name: str) -> bool:
-        return name in named if placement.conf_name else name != placement.own_file
+        return name in named if conf_name else name != placement.own_file
 
     candidates = [
-        name
-        for name, data in sorted(files.items())
-        if eligible(name) and _unusable(name, data) is None and _foreign_type(name, data)
+        name for name, data in sorted(files.items()) if eligible(name) and _foreign_type(name, data)
     ]
-    if placement.conf_name in candidates:
-        return placement.conf_name
-    unreadable = sorted(filter(eligible, found.unreadable))
-    # A runtime may be able to read what we cannot, and ours must not be made of another.
-    if unreadable and (not candidates or unreadable[0] < candidates[0]):
-        raise NotYetError(f"{unreadable[0]} {found.unreadable[unreadable[0]]}")
+    if conf_name in candidates:
+        return conf_name
+    beyond_us = found.beyond_us()
+    first = min(filter(eligible, beyond_us), default=None)
+    # A runtime may be able to use what we cannot, and ours must not be made of another.
+    if first is not None and (not candidates or first < candidates[0]):
+        raise NotYetError(f"{first}: {beyond_us[first]}")
     if not candidates:
         raise NoPrimaryError(
-            f"there is no valid {placement.conf_name} (CNI_CONF_NAME) yet"
-            if placement.conf_name
+            f"there is no valid {conf_name} (CNI_CONF_NAME) yet"
+            if conf_name
             else "no CNI plugin has written its configuration yet"
         )
     return candidates[0]
@@ -267,12 +317,15 @@ def _require_spoken(name: str, data: bytes) -> None:
         )
 
 
-def _unusable(name: str, data: bytes) -> str | None:
-    try:
-        _as_list(name, data)
-    except ConfError as error:
-        return str(error)
-    return None
+def _list_name(name: str) -> str:
+    """What the list is called that a single plugin's configuration becomes."""
+    return f"{name.rpartition('.')[0]}.conflist"
+
+
+def _singles(name: str) -> tuple[str, ...]:
+    """Names of what a list may have been made from."""
+    stem = name.rpartition(".")[0]
+    return (f"{stem}.conf", f"{stem}.json")
 
 
 def _as_list(name: str, data: bytes) -> ConfList:

@@ -61,7 +61,7 @@ def _restore(net_dir: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
 def _restore_once(net_dir: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """Names of the files that were restored, that were removed, and what could not be read."""
     try:
-        found = confdir.read(net_dir, (".conf", ".conflist", _CILIUM))
+        found = confdir.read(net_dir, (*confdir.SUFFIXES, _CILIUM))
     except FileNotFoundError:
         return (), (), ""
     aside = {n.removesuffix(_CILIUM): d for n, d in found.files.items() if n.endswith(_CILIUM)}
@@ -71,7 +71,7 @@ def _restore_once(net_dir: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     return (
         tuple(sorted(name for name, data in changes.items() if data is not None)),
         tuple(sorted(name for name, data in changes.items() if data is None)),
-        next((f"{name} {why}" for name, why in sorted(found.unreadable.items())), ""),
+        next((f"{name}: {why}" for name, why in sorted(found.unreadable.items())), ""),
     )
 
 

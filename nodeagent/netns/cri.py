@@ -66,6 +66,14 @@ class ContainerRuntime:
         answer = await self._call("Version", cri_pb2.VersionRequest(), cri_pb2.VersionResponse)
         return RuntimeVersion(name=answer.runtime_name, version=answer.runtime_version)
 
+    async def info(self) -> Mapping[str, str]:
+        """What it tells of its own configuration: JSON texts by key, different in each runtime.
+
+        Raises ``RuntimeUnavailableError``.
+        """
+        request = cri_pb2.StatusRequest(verbose=True)
+        return dict((await self._call("Status", request, cri_pb2.StatusResponse)).info)
+
     async def sandboxes(self) -> Mapping[str, Sequence[str]]:
         """For each pod UID the ids of its ready sandboxes, the newest first.
 

@@ -24,43 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\tcri.proto\x12\nruntime.v1\"!\n\x0eVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"]\n\x0fVersionResponse\x12\x14\n\x0cruntime_name\x18\x02 \x01(\t\x12\x17\n\x0fruntime_version\x18\x03 \x01(\t\x12\x1b\n\x13runtime_api_version\x18\x04 \x01(\t\"B\n\x14PodSandboxStateValue\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.runtime.v1.PodSandboxState\"\xce\x01\n\x10PodSandboxFilter\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0b\x32 .runtime.v1.PodSandboxStateValue\x12G\n\x0elabel_selector\x18\x03 \x03(\x0b\x32/.runtime.v1.PodSandboxFilter.LabelSelectorEntry\x1a\x34\n\x12LabelSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x15ListPodSandboxRequest\x12,\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1c.runtime.v1.PodSandboxFilter\"\xbb\x01\n\nPodSandbox\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.runtime.v1.PodSandboxState\x12\x12\n\ncreated_at\x18\x04 \x01(\x03\x12\x32\n\x06labels\x18\x05 \x03(\x0b\x32\".runtime.v1.PodSandbox.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x16ListPodSandboxResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.runtime.v1.PodSandbox\"B\n\x17PodSandboxStatusRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07verbose\x18\x02 \x01(\x08\"\x85\x01\n\x18PodSandboxStatusResponse\x12<\n\x04info\x18\x02 \x03(\x0b\x32..runtime.v1.PodSandboxStatusResponse.InfoEntry\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*:\n\x0fPodSandboxState\x12\x11\n\rSANDBOX_READY\x10\x00\x12\x14\n\x10SANDBOX_NOTREADY\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\tcri.proto\x12\nruntime.v1\"!\n\x0eVersionRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"]\n\x0fVersionResponse\x12\x14\n\x0cruntime_name\x18\x02 \x01(\t\x12\x17\n\x0fruntime_version\x18\x03 \x01(\t\x12\x1b\n\x13runtime_api_version\x18\x04 \x01(\t\" \n\rStatusRequest\x12\x0f\n\x07verbose\x18\x01 \x01(\x08\"q\n\x0eStatusResponse\x12\x32\n\x04info\x18\x02 \x03(\x0b\x32$.runtime.v1.StatusResponse.InfoEntry\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x14PodSandboxStateValue\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.runtime.v1.PodSandboxState\"\xce\x01\n\x10PodSandboxFilter\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0b\x32 .runtime.v1.PodSandboxStateValue\x12G\n\x0elabel_selector\x18\x03 \x03(\x0b\x32/.runtime.v1.PodSandboxFilter.LabelSelectorEntry\x1a\x34\n\x12LabelSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x15ListPodSandboxRequest\x12,\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1c.runtime.v1.PodSandboxFilter\"\xbb\x01\n\nPodSandbox\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x05state\x18\x03 \x01(\x0e\x32\x1b.runtime.v1.PodSandboxState\x12\x12\n\ncreated_at\x18\x04 \x01(\x03\x12\x32\n\x06labels\x18\x05 \x03(\x0b\x32\".runtime.v1.PodSandbox.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x16ListPodSandboxResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.runtime.v1.PodSandbox\"B\n\x17PodSandboxStatusRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07verbose\x18\x02 \x01(\x08\"\x85\x01\n\x18PodSandboxStatusResponse\x12<\n\x04info\x18\x02 \x03(\x0b\x32..runtime.v1.PodSandboxStatusResponse.InfoEntry\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*:\n\x0fPodSandboxState\x12\x11\n\rSANDBOX_READY\x10\x00\x12\x14\n\x10SANDBOX_NOTREADY\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cri_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_STATUSRESPONSE_INFOENTRY']._loaded_options = None
+  _globals['_STATUSRESPONSE_INFOENTRY']._serialized_options = b'8\001'
   _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._loaded_options = None
   _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._serialized_options = b'8\001'
   _globals['_PODSANDBOX_LABELSENTRY']._loaded_options = None
   _globals['_PODSANDBOX_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_PODSANDBOXSTATUSRESPONSE_INFOENTRY']._loaded_options = None
   _globals['_PODSANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_options = b'8\001'
-  _globals['_PODSANDBOXSTATE']._serialized_start=962
-  _globals['_PODSANDBOXSTATE']._serialized_end=1020
+  _globals['_PODSANDBOXSTATE']._serialized_start=1111
+  _globals['_PODSANDBOXSTATE']._serialized_end=1169
   _globals['_VERSIONREQUEST']._serialized_start=25
   _globals['_VERSIONREQUEST']._serialized_end=58
   _globals['_VERSIONRESPONSE']._serialized_start=60
   _globals['_VERSIONRESPONSE']._serialized_end=153
-  _globals['_PODSANDBOXSTATEVALUE']._serialized_start=155
-  _globals['_PODSANDBOXSTATEVALUE']._serialized_end=221
-  _globals['_PODSANDBOXFILTER']._serialized_start=224
-  _globals['_PODSANDBOXFILTER']._serialized_end=430
-  _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._serialized_start=378
-  _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._serialized_end=430
-  _globals['_LISTPODSANDBOXREQUEST']._serialized_start=432
-  _globals['_LISTPODSANDBOXREQUEST']._serialized_end=501
-  _globals['_PODSANDBOX']._serialized_start=504
-  _globals['_PODSANDBOX']._serialized_end=691
-  _globals['_PODSANDBOX_LABELSENTRY']._serialized_start=646
-  _globals['_PODSANDBOX_LABELSENTRY']._serialized_end=691
-  _globals['_LISTPODSANDBOXRESPONSE']._serialized_start=693
-  _globals['_LISTPODSANDBOXRESPONSE']._serialized_end=756
-  _globals['_PODSANDBOXSTATUSREQUEST']._serialized_start=758
-  _globals['_PODSANDBOXSTATUSREQUEST']._serialized_end=824
-  _globals['_PODSANDBOXSTATUSRESPONSE']._serialized_start=827
-  _globals['_PODSANDBOXSTATUSRESPONSE']._serialized_end=960
-  _globals['_PODSANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_start=917
-  _globals['_PODSANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_end=960
+  _globals['_STATUSREQUEST']._serialized_start=155
+  _globals['_STATUSREQUEST']._serialized_end=187
+  _globals['_STATUSRESPONSE']._serialized_start=189
+  _globals['_STATUSRESPONSE']._serialized_end=302
+  _globals['_STATUSRESPONSE_INFOENTRY']._serialized_start=259
+  _globals['_STATUSRESPONSE_INFOENTRY']._serialized_end=302
+  _globals['_PODSANDBOXSTATEVALUE']._serialized_start=304
+  _globals['_PODSANDBOXSTATEVALUE']._serialized_end=370
+  _globals['_PODSANDBOXFILTER']._serialized_start=373
+  _globals['_PODSANDBOXFILTER']._serialized_end=579
+  _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._serialized_start=527
+  _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._serialized_end=579
+  _globals['_LISTPODSANDBOXREQUEST']._serialized_start=581
+  _globals['_LISTPODSANDBOXREQUEST']._serialized_end=650
+  _globals['_PODSANDBOX']._serialized_start=653
+  _globals['_PODSANDBOX']._serialized_end=840
+  _globals['_PODSANDBOX_LABELSENTRY']._serialized_start=795
+  _globals['_PODSANDBOX_LABELSENTRY']._serialized_end=840
+  _globals['_LISTPODSANDBOXRESPONSE']._serialized_start=842
+  _globals['_LISTPODSANDBOXRESPONSE']._serialized_end=905
+  _globals['_PODSANDBOXSTATUSREQUEST']._serialized_start=907
+  _globals['_PODSANDBOXSTATUSREQUEST']._serialized_end=973
+  _globals['_PODSANDBOXSTATUSRESPONSE']._serialized_start=976
+  _globals['_PODSANDBOXSTATUSRESPONSE']._serialized_end=1109
+  _globals['_PODSANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_start=259
+  _globals['_PODSANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_end=302
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nodeagent.cni.installer import Installer
+from nodeagent.cni.loading import Loading
 from tests.eventually import eventually
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -23,6 +24,10 @@ ENTRY = {
     "socket": "/var/run/istio-cni/pluginevent.sock",
     "letThrough": {"namespaces": ["kube-system"]},
 }
+
+
+CONTAINERD = Loading(most=1, source="containerd 1.7.20")
+CRIO = Loading(most=1, tolerant=True, source="cri-o 1.31.0")
 
 
 class Node:
@@ -35,6 +40,11 @@ class Node:
         self.net.mkdir()
         self.bin.mkdir()
         self.source.write_bytes(b"\x7fELF-one")
+        self.loading = CRIO
+
+    async def told(self) -> Loading:
+        """What the container runtime answers."""
+        return self.loading
 
     def has(self, name: str) -> Path:
         """Give it a configuration of the corpus, as its owner writes it; return where."""
@@ -74,6 +84,7 @@ class Node:
                 "chained": True,
                 "own_file": OWN,
                 "binary_source": str(self.source),
+                "loading": self.told,
                 **settings,
             }
         )

@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nodeagent.cni.conflist import ConfError, ConfList, entry_of
+from nodeagent.cni.loading import Loading
 from nodeagent.cni.plan import (
     Changes,
     Directory,
@@ -33,7 +34,8 @@ BARE = {
 ENTRY = stamped(BARE, at="2026-01-02T03:04:05", binary="0123")
 LATER = stamped(BARE, at="2026-02-02T03:04:05", binary="0123")
 OTHER = stamped({**BARE, "socket": "/elsewhere.sock"}, at="2026-02-02T03:04:05", binary="4567")
-OWN = Placement(own_file="!0-own.conflist")
+ONE = Loading(most=1, tolerant=True, source="cri-o 1.31.0")
+OWN = Placement(own_file="!0-own.conflist", loading=ONE)
 """Sorts before all of the corpus, Multus included."""
 INSIDE = Placement()
 HEAD = {"cniVersion": "1.0.0", "name": "n"}
@@ -71,7 +73,7 @@ def test_in_and_out_to_the_byte(name: str, placement: Placement) -> None:
     """A real-world configuration that was installed into and left again is what it was."""
     before = {name: CORPUS[name]}
     there = installed(before, placement)
-    target = placement.own_file or (name if name.endswith(".conflist") else name + "list")
+    target = placement.own_file or f"{name.rpartition('.')[0]}.conflist"
     original = json.loads(CORPUS[name])
     assert plugins(there[target])[:-1] == original.get("plugins", [original])
     assert plugins(there[target])[-1] | {"installed": None} == {**BARE, "installed": None}
@@ -190,7 +192,7 @@ def test_istio_is_taken_over(placement: Placement) -> None:
 
 def test_istios_own_file_is_taken_over() -> None:
     """A file that Istio's agent has made under our own file's name is written over."""
-    placement = Placement(own_file="02-istio-cni.conflist")
+    placement = Placement(own_file="02-istio-cni.conflist", loading=ONE)
     files = {
         "02-istio-cni.conflist": b'{"name":"old","plugins":[{"type":"x"},%s]}'
         % ISTIO_ENTRY.encode(),
@@ -243,7 +245,7 @@ def test_named_primary_is_found_after_its_conversion(conf_name: str) -> None:
     placement = Placement(conf_name=conf_name)
     there = installed(before, placement)
     assert set(there) == {"99-bridge-crlf.conflist"}
-    assert json.loads(there["99-bridge-crlf.conflist"])["name"] == "k8s-pod-network"
+    assert json.loads(there["99-bridge-crlf.conflist"])["name"] == "crio"
     assert installed(there, placement) == there
 
 
@@ -251,7 +253,7 @@ def test_named_primary_is_found_after_its_conversion(conf_name: str) -> None:
 def test_named_primary_has_a_twin(conf_name: str) -> None:
     """Of a .conf and a .conflist with the same stem the one that is named counts."""
     files = {"10-x.conf": CORPUS["00-multus.conf"], "10-x.conflist": CORPUS["10-weave.conflist"]}
-    placement = Placement(conf_name=conf_name, own_file="!0-own.conflist")
+    placement = Placement(conf_name=conf_name, own_file="!0-own.conflist", loading=ONE)
     assert plan(Directory(files=files), placement, ENTRY).primary == conf_name
 
 
@@ -281,16 +283,18 @@ def test_own_file_that_would_not_be_first() -> None:
     with pytest.raises(
         NotYetError, match=r"00-multus\.conf comes before .*CHAINED_CNI_PLUGIN=false"
     ):
-        plan(Directory(files=CORPUS), Placement(own_file="02-istio-cni.conflist"), ENTRY)
+        plan(
+            Directory(files=CORPUS), Placement(own_file="02-istio-cni.conflist", loading=ONE), ENTRY
+        )
 
 
 def test_unreadable_file_could_be_the_primary() -> None:
     """A file that only the runtime can read is not passed over: ours must not be of another."""
     late = {"20-flannel.conflist": CORPUS["10-flannel.conflist"]}
-    found = Directory(files=late, unreadable={"10-x.conflist": "is out of reach"})
-    with pytest.raises(NotYetError, match=r"10-x\.conflist is out of reach"):
+    found = Directory(files=late, unreadable={"10-x.conflist": "out of reach"})
+    with pytest.raises(NotYetError, match=r"10-x\.conflist: out of reach"):
         plan(found, INSIDE, ENTRY)
-    behind = Directory(files=late, unreadable={"30-x.conflist": "is out of reach"})
+    behind = Directory(files=late, unreadable={"30-x.conflist": "out of reach"})
     assert plan(behind, INSIDE, ENTRY).primary == "20-flannel.conflist"
 
 

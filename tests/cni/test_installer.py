@@ -213,7 +213,7 @@ async def test_invalid_files_are_warned_of_once(node: Node, looks: Looks) -> Non
         async with node.installing() as installer:
             await installed(installer)
             await looks.again(installer)
-            put(node.net / "00-broken.conflist", b'{"name": "n"}')
+            put(node.net / "00-broken.conflist", b'{"name": "n", "plugins": 5}')
             await eventually(said(log, '"plugins" is not a list'))
     passed_over = [e["reason"] for e in log if e["event"] == "cni configuration passed over"]
     assert len(passed_over) == 2

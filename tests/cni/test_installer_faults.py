@@ -165,7 +165,7 @@ async def test_link_out_of_the_directory(node: Node) -> None:
     node.has(FLANNEL)
     with capture_logs() as log:
         async with node.installing():
-            await eventually(said(log, "05-first.conflist is a link that leads out"))
+            await eventually(said(log, "05-first.conflist: a link that leads out"))
             assert OWN not in node.files()
             (node.net / "05-first.conflist").unlink()
             await node.chained()

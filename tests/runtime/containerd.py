@@ -10,7 +10,7 @@ import signal
 import subprocess
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.eventually import eventually
 from tests.runtime import image
@@ -45,6 +45,7 @@ netns_mounts_under_state_dir = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{bin_dir}"
 conf_dir = "{net_dir}"
+max_conf_num = {networks}
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
@@ -71,8 +72,11 @@ class Containerd(Sandboxes):
     the first configuration in `net_dir` again by itself.
     """
 
-    def __init__(self, directory: Path, archive: Path) -> None:
-        """`directory` is to be short: a socket's path has 107 bytes at the most."""
+    def __init__(self, directory: Path, archive: Path, *, networks: int = 1) -> None:
+        """`directory` is to be short: a socket's path has 107 bytes at the most.
+
+        `networks`: how many configurations it loads for each pod; 0: all.
+        """
         self.net_dir = directory / "net.d"
         self.bin_dir = directory / "bin"
         self.log = directory / "containerd.log"
@@ -90,22 +94,32 @@ class Containerd(Sandboxes):
         super().__init__(str(directory / "containerd.sock"), logs, f"/{self._cgroup}")
         (self.net_dir / NETWORK).write_text(json.dumps(self.network()))
         self._config = directory / "config.toml"
+        self.reconfigure(networks=networks)
+
+    def reconfigure(self, *, networks: int) -> None:
+        """Write its configuration anew, for its next start."""
         self._config.write_text(
             _CONFIG.format(
-                directory=directory,
+                directory=self._directory,
                 endpoint=self.endpoint,
                 image=image.NAME,
                 bin_dir=self.bin_dir,
                 net_dir=self.net_dir,
+                networks=networks,
             )
         )
 
-    def network(self) -> dict[str, object]:
-        """The chain that stands in `net_dir` at first: a bridge, with IPv4 and IPv6."""
-        ranges = [[{"subnet": "10.77.0.0/16"}], [{"subnet": "fd77::/64"}]]
+    def network(self, number: int = 77) -> dict[str, Any]:
+        """The chain that stands in `net_dir` at first: a bridge, with IPv4 and IPv6.
+
+        With another `number`, another network on the same bridge.
+        """
+        ranges = [[{"subnet": f"10.{number}.0.0/16"}], [{"subnet": f"fd{number}::/64"}]]
         ipam = {"type": "host-local", "dataDir": str(self._directory / "ipam"), "ranges": ranges}
-        bridge = {"type": "bridge", "bridge": self._bridge, "isGateway": True, "ipam": ipam}
-        return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge]}
+        first = number == 77  # the bridge has one gateway's address
+        bridge = {"type": "bridge", "bridge": self._bridge, "isGateway": first, "ipam": ipam}
+        name = "pods" if first else f"pods-{number}"
+        return {"cniVersion": "1.0.0", "name": name, "plugins": [bridge]}
 
     async def start(self) -> None:
         """Start it; returns when sandboxes can be made."""

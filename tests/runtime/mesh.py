@@ -28,6 +28,7 @@ class MeshNode:
             cni_net_dir=str(containerd.net_dir),
             cni_bin_dir=str(containerd.bin_dir),
             cni_let_through_namespaces="control",
+            container_runtime_endpoint=containerd.endpoint,
         )
         self.stubs: list[Stub] = []
 

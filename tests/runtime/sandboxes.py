@@ -170,6 +170,12 @@ class Sandboxes:
             return False
         return all(condition.status for condition in answer.status.conditions)
 
+    async def cni_configuration(self) -> str:
+        """What the runtime says of the CNI configurations that it has loaded."""
+        request = kubelet_pb2.StatusRequest(verbose=True)
+        answer = await self._call("Status", request, kubelet_pb2.StatusResponse)
+        return answer.info["cniconfig"]
+
     async def has_image(self) -> bool:
         """Whether pods can be made of the tests' image."""
         answer = await self._call(
