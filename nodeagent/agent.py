@@ -174,6 +174,7 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
             )
         )
         await stack.enter_async_context(tasks)
+        tasks.create_task(probes.keep(), name="host probes kept")
         if origin.deliver is not None:
             tasks.create_task(origin.deliver(), name="status")
         if departure is not None:

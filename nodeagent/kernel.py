@@ -35,6 +35,18 @@ def namespace_type(fd: int) -> int:
     return fcntl.ioctl(fd, _NS_GET_NSTYPE)
 
 
+def ask_socket(fd: int, level: int, option: int, question: bytes) -> bytes:
+    """Return ``getsockopt``'s answer, as long as `question`, which the kernel reads first.
+
+    Python's own ``getsockopt`` has no place for a question.
+    """
+    buffer = ctypes.create_string_buffer(question, len(question))
+    size = ctypes.c_uint32(len(question))
+    if _libc.getsockopt(fd, level, option, buffer, ctypes.byref(size)) != 0:
+        raise _error()
+    return buffer.raw[: size.value]
+
+
 def share_malloc_arena() -> None:
     """Have all threads allocate from one arena; for before the first thread.
 

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Self
@@ -26,6 +26,7 @@ _CREATE, _DESTROY, _LIST, _ADD, _DELETE = 2, 3, 7, 9, 10
 _PROTOCOL, _NAME, _TYPE, _REVISION, _FAMILY, _FLAGS, _DATA, _ELEMENTS = range(1, 9)
 _IP, _COMMENT = 1, 26
 _TIMEOUT, _CREATE_FLAGS, _MAX_ELEMENTS, _NETMASK = 6, 8, 19, 20
+_COUNT = 24
 _LIST_HEADER = 1 << 2
 _WITH_COMMENT = struct.pack("!I", 1 << 4)
 _NESTED = 0x8000
@@ -57,6 +58,8 @@ class Header:
 
     type: str
     settings: Mapping[int, bytes]
+    count: bytes | None = field(compare=False, default=None)
+    """The number of elements, as the kernel has it; None before Linux 4.10."""
 
 
 class ProbeIpsets:
@@ -89,6 +92,7 @@ class ProbeIpsets:
             type=_text(found[_TYPE]),
             settings={_FAMILY: found[_FAMILY]}
             | {kind: value for kind, value in settings.items() if kind in kept},
+            count=settings.get(_COUNT),
         )
 
     def owners(self, version: int) -> dict[IPAddress, str]:

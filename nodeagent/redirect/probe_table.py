@@ -144,7 +144,7 @@ class ProbeTable:
         if (body := self._netlink.get(_GETCHAIN, request)) is not None:
             yield f"chain {CHAIN}", _without(_attributes(body), _CHAIN_HANDLE, _CHAIN_COUNTERS)
         for number, body in enumerate(self._netlink.dump(_GETRULE, _IN_TABLE), start=1):
-            yield f"rule {number}", _comparable(_attributes(body))
+            yield f"rule {number}", without_counters(body)
         for version, name in SETS.items():
             if (body := self._netlink.get(_GETSET, _in_set(version))) is not None:
                 yield (
@@ -185,9 +185,11 @@ def _comment(userdata: bytes) -> str:
     return ""
 
 
-def _comparable(rule: _Attributes) -> bytes:
+def without_counters(body: bytes) -> bytes:
+    """What a rule says, of the kernel's answer about it: no counters, and no handle."""
+    rule = _attributes(body)
     parts = list(_without(rule, _RULE_HANDLE, _RULE_POSITION, _RULE_EXPRESSIONS).values())
-    for _, expression in attributes(rule[_RULE_EXPRESSIONS]):
+    for _, expression in attributes(rule.get(_RULE_EXPRESSIONS, b"")):
         parts.append(_COUNTER if expression.startswith(_COUNTER) else expression)
     return b"".join(parts)
 

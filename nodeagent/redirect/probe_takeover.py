@@ -15,6 +15,7 @@ from nodeagent.redirect.nftables import render_removal
 from nodeagent.redirect.probe_ipsets import ProbeIpsets
 from nodeagent.redirect.probe_rules import TABLE
 from nodeagent.redirect.probe_table import ProbeTable
+from nodeagent.redirect.probe_watch import POLL, ProbeWatch
 from nodeagent.redirect.probes import HostProbes, HostProbesError
 from nodeagent.redirect.probes_iptables import IptablesHostProbes, remove_sets, remove_variant
 
@@ -48,6 +49,12 @@ class TakingOver:
     async def start(self) -> None:
         """See `HostProbes`."""
         await self._probes.start()
+
+    async def keep(self) -> None:
+        """Put back at once what others take out of the host's rules and sets, without end (L37)."""
+        # The kernel tells of nftables, which iptables-nft is too, and of no ipset.
+        poll = None if self._chosen is None else POLL
+        await ProbeWatch(self._threads, self._host, self._probes.check, poll=poll).run()
 
     async def ensure(self, pod: Pod) -> tuple[str, ...]:
         """See `HostProbes`."""

@@ -1,7 +1,9 @@
 """The host's probe set: whose health probes reach the app without passing ztunnel."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
@@ -31,6 +33,15 @@ T = TypeVar("T")
 
 class HostProbesError(RetryError):
     """The host's probe set could not be read or written; what stood there stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one look at all of the host's rules and sets has found, and what it has cost."""
+
+    differed: tuple[str, ...]
+    """What was not as it should be, in words. It is by now."""
+    seconds: float
 
 
 class HostProbes:
@@ -65,6 +76,8 @@ class HostProbes:
         """The generation at which the rules were right; addresses are asked for one by one."""
         self._settled: dict[PodUID, tuple[int, tuple[IPAddress, ...]]] = {}
         """The generation at which a pod's addresses were in, and these, as the pod has them."""
+        self._complete: Hashable = None
+        """What `_contents` told when every address that a pod should have was in."""
 
     async def start(self) -> None:
         """Have the host's rules and sets stand; keep every address that is in them.
@@ -102,6 +115,10 @@ class HostProbes:
             self._table = None
             table.close()
             return False
+
+    async def check(self) -> Check:
+        """Have rules, sets and every pod's addresses stand; raises `HostProbesError`."""
+        return await self._run(self._check)
 
     async def remove(self, uid: PodUID) -> None:
         """Take out what the set has for `uid`. Idempotent; raises `HostProbesError`.
@@ -162,6 +179,28 @@ class HostProbes:
             uid = PodUID(owner)
             if owner and uid not in self._claims:
                 self._former[uid] = self._former.get(uid, frozenset()) | {address}
+
+    def _check(self, table: ProbeTable) -> Check:
+        begun = time.monotonic()
+        differed = self._mend(table) + self._restore(table)
+        return Check(differed, time.monotonic() - begun)
+
+    def _restore(self, table: ProbeTable) -> tuple[str, ...]:
+        """Put back what was taken out of the sets; return what that was."""
+        contents = self._contents(table)  # before the look: what changes during it is seen
+        if contents == self._complete:
+            return ()
+        have = table.owners()
+        want = {address: uid for uid, claimed in self._claims.items() for address in claimed}
+        lost = {address: uid for address, uid in want.items() if have.get(address) != uid}
+        if not lost:
+            self._complete = contents
+        self._change(table, [address for address in lost if address in have], dict(lost))
+        return tuple(f"{address} is not in for its pod" for address in _sorted(lost))
+
+    def _contents(self, table: ProbeTable) -> Hashable:
+        """What is another when the addresses in the sets are others."""
+        return table.generation()
 
     def _ensure(self, pod: Pod, table: ProbeTable) -> tuple[str, ...]:
         if pod.addresses:

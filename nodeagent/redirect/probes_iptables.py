@@ -1,7 +1,7 @@
 """The host's probe set for nodes on iptables: a chain in table nat, and ipsets."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
@@ -16,6 +16,7 @@ from nodeagent.redirect.iptables_save import Chain
 from nodeagent.redirect.probe_chains import (
     CHAIN,
     ProbeChains,
+    fingerprint,
     read_chains,
     remove_chains,
     write_chain,
@@ -23,7 +24,7 @@ from nodeagent.redirect.probe_chains import (
 from nodeagent.redirect.probe_ipsets import ProbeIpsets
 from nodeagent.redirect.probe_rules import SETS, ProbeRules
 from nodeagent.redirect.probe_table import ProbeTable
-from nodeagent.redirect.probes import HostProbes
+from nodeagent.redirect.probes import Check, HostProbes
 from nodeagent.redirect.rules import Family
 from nodeagent.redirect.scratch import in_scratch_namespace
 
@@ -44,8 +45,9 @@ class IptablesHostProbes(HostProbes):
     """Does with iptables what `HostProbes` does with nftables.
 
     An address goes into its set with one message, and an owner is replaced in place.
-    Sets are looked at every time, chains every 0.3 s at most, or less often where
-    a listing is long.
+    Sets are looked at every time. Chains are listed every 0.3 s at most, or less often
+    where a listing is long, and with `Variant.NFT` only after one of the rules that count
+    has changed.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class IptablesHostProbes(HostProbes):
         super().__init__(threads, host, probe_v4=probe_v4, probe_v6=probe_v6, ipv6=ipv6)
         self._variant = variant
         self._next_look = 0.0
+        self._seen: Hashable = None
+        """The fingerprint of the chains when they were listed last, if they were right."""
 
     def _work(self, job: Callable[[ProbeTable], T]) -> T:
         # Unlike one that has written nftables, this socket costs nothing to close.
@@ -69,18 +73,39 @@ class IptablesHostProbes(HostProbes):
             return job(_Sets(sets, self._rules))
 
     def _start(self, table: ProbeTable) -> None:
-        self._next_look = 0.0
+        self._next_look, self._seen = 0.0, None
         super()._start(table)
+
+    def _check(self, table: ProbeTable) -> Check:
+        begun = time.monotonic()
+        if self._sets_are_right(_ipsets(table)) and fingerprint(self._variant) == self._seen:
+            return Check(self._restore(table), time.monotonic() - begun)
+        return super()._check(table)
+
+    def _contents(self, table: ProbeTable) -> Hashable:
+        sets = _ipsets(table)
+        headers = [sets.header(version) for version in self._rules.versions]
+        counts = tuple(header and header.count for header in headers)
+        # Others' sets have no count before Linux 4.10: then the addresses are read each time.
+        return counts if all(counts) else object()
+
+    def _sets_are_right(self, sets: ProbeIpsets) -> bool:
+        want = reference(self._variant, self._rules)
+        have = _set_layout(sets, self._rules)
+        return all(want[part] == have[part] for part in have)
 
     def _mend(self, table: ProbeTable) -> tuple[str, ...]:
         sets = _ipsets(table)
         want = reference(self._variant, self._rules)
         have = _set_layout(sets, self._rules)
+        seen = fingerprint(self._variant)  # before the look: what changes during it is seen
         begun = time.monotonic()
-        if begun < self._next_look and all(want[part] == have[part] for part in have):
+        known = self._variant is Variant.NFT and seen == self._seen
+        if (known or begun < self._next_look) and self._sets_are_right(sets):
             return ()
         chains = read_chains(self._variant)
         differed = tuple(_differences(have | _chain_layout(chains), want))
+        self._seen = None if differed else seen
         if differed:
             self._write(sets, chains, want)
             log.info("host probe chains written", differed=list(differed))
@@ -116,7 +141,7 @@ class IptablesHostProbes(HostProbes):
     def _uninstall(self, table: ProbeTable) -> bool:
         self._claims.clear()
         self._former.clear()
-        self._next_look = 0.0
+        self._next_look, self._seen = 0.0, None
         removed = [*remove_variant(self._variant), *remove_sets(_ipsets(table))]
         return bool(removed)
 

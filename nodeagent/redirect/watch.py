@@ -1,4 +1,4 @@
-"""Hearing from the kernel at once when a pod's rules, policy rules or routes are changed."""
+"""Hearing from the kernel at once when rules, policy rules or routes are changed."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ _DRAINED_AT_ONCE = 64
 
 
 class DriftWatch:
-    """Two netlink sockets in one pod's namespace. Owned by the pod's row until `close`.
+    """Netlink sockets in one network namespace. Whoever makes it owns it until `close`.
 
     It calls once and then keeps silent until it is armed again: a pod that rewrites
     its rules in a loop costs one look at a time, not one for each change.
@@ -57,14 +57,24 @@ class DriftWatch:
 
 
 def open_sockets() -> tuple[socket.socket, ...]:
-    """Subscribe in the calling thread's network namespace. Raises ``OSError``."""
+    """Subscribe to changes of rules and routes in the calling thread's network namespace.
+
+    Raises ``OSError``.
+    """
+    return _all_subscribed(
+        (_NETLINK_NETFILTER, _NFTABLES), (socket.NETLINK_ROUTE, _ROUTES_AND_RULES)
+    )
+
+
+def open_rule_sockets() -> tuple[socket.socket, ...]:
+    """Subscribe to changes of nftables' rules and sets only. Raises ``OSError``."""
+    return _all_subscribed((_NETLINK_NETFILTER, _NFTABLES))
+
+
+def _all_subscribed(*wanted: tuple[int, int]) -> tuple[socket.socket, ...]:
     with contextlib.ExitStack() as opened:
         sockets = tuple(
-            opened.enter_context(_subscribed(protocol, groups))
-            for protocol, groups in (
-                (_NETLINK_NETFILTER, _NFTABLES),
-                (socket.NETLINK_ROUTE, _ROUTES_AND_RULES),
-            )
+            opened.enter_context(_subscribed(protocol, groups)) for protocol, groups in wanted
         )
         opened.pop_all()
     return sockets
