@@ -1,7 +1,9 @@
 """The backend that writes through the iptables programs."""
 
+from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.iptables import render, render_removal
 from nodeagent.redirect.iptables_programs import Variant, restore
+from nodeagent.redirect.iptables_provenance import conflicts, proven
 from nodeagent.redirect.iptables_standing import Tables, differences, read, reference
 from nodeagent.redirect.rules import Family, PodRedirect
 
@@ -27,6 +29,11 @@ class IptablesBackend:
     def ensure(self, spec: PodRedirect) -> tuple[str, ...]:
         """See `Backend`. Each table of each family is a transaction; a family is written whole."""
         have = read(self._variant)
+        if foreign := "; ".join(conflicts(have)):
+            raise RedirectError(
+                f"{foreign} of somebody else, a sidecar perhaps, is in the place of ours: take it"
+                " out, or let NATIVE_NFTABLES write rules that do not meet it"
+            )
         found = self._differences(spec, have)
         for family in found:
             text = render(spec, family, replacing=have.get(family))
@@ -35,11 +42,11 @@ class IptablesBackend:
 
     def stands(self) -> bool:
         """See `Backend`."""
-        return bool(read(self._variant))
+        return bool(proven(read(self._variant)))
 
     def remove(self) -> bool:
         """See `Backend`."""
-        have = read(self._variant)
+        have = proven(read(self._variant))
         for family, standing in have.items():
             restore(self._variant, family, render_removal(standing))
         return bool(have)

@@ -34,7 +34,7 @@ _LEGACY_NAMES = {
 }
 
 Tables = Mapping[Family, Standing]
-"""Our chains by family; a family without any is left out."""
+"""Chains with our names by family; a family without any is left out."""
 
 
 def read(variant: Variant) -> Tables:

@@ -1,7 +1,14 @@
 """The backend that replays what libnftables once made of the same rules."""
 
+import struct
+
 from nodeagent.redirect import batch, standing
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import REPLY_MARK, Hook, PodRedirect, Table
+
+_LAYOUT = b"nodeagent layout "
+"""In the comment of each table of ours."""
+_CHAINS = {name for hook in Hook for name in (str(hook), f"istio-{hook}")}
+_REPLY_MARK = struct.pack("=I", REPLY_MARK.value)
 
 
 class NftablesBackend:
@@ -24,14 +31,32 @@ class NftablesBackend:
 
     def stands(self) -> bool:
         """See `Backend`."""
-        return bool(standing.read())
+        return bool(_proven(standing.read()))
 
     def remove(self) -> bool:
         """See `Backend`."""
-        have = standing.read()
+        have = _proven(standing.read())
         if have:
             batch.remove(have)
         return bool(have)
+
+
+def _proven(have: standing.Tables) -> standing.Tables:
+    """Those tables that are ours, or made as Istio's ambient agent makes them (L30)."""
+    marked = {name for name, table in have.items() if _LAYOUT in table.layout}
+    mangle = have.get(f"istio-ambient-{Table.MANGLE}")
+    if not marked and not (mangle and _uses_reply_mark(mangle)):
+        return {}
+    return {name: table for name, table in have.items() if name in marked or _has_shape(table)}
+
+
+def _uses_reply_mark(table: standing.Standing) -> bool:
+    rules = (rule for chain in table.chains.values() for rule in chain.rules)
+    return any(_REPLY_MARK in rule for rule in rules)
+
+
+def _has_shape(table: standing.Standing) -> bool:
+    return table.chains.keys() <= _CHAINS and table.members == len(table.chains)
 
 
 def _differences(spec: PodRedirect, have: standing.Tables) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ async def test_taking_over_from_istios_own_agent(
     foreign = {(pod, family): listing(pod, variant, family) for pod in pair for family in Family}
     for pod in pair:
         for family in Family:
-            inside(pod, restore, variant, family, ISTIO)
+            inside(pod, restore, variant, family, ISTIO[family])
         pod.shell(
             "ip rule add fwmark 0x111/0xfff pref 32764 lookup 100",
             "ip route replace local 0.0.0.0/0 dev lo table 100",

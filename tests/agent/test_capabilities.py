@@ -87,7 +87,7 @@ def lines(node: Node, event: str) -> list[dict[str, Any]]:
 def add_legacy_leftovers(pod: Pod) -> None:
     """What an earlier agent on iptables-legacy has left."""
     for family in Family:
-        inside(pod, restore, Variant.LEGACY, family, ISTIO)
+        inside(pod, restore, Variant.LEGACY, family, ISTIO[family])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

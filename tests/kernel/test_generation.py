@@ -17,6 +17,7 @@ from nodeagent.redirect.generation import own_generation
 from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.iptables_programs import Variant
 from nodeagent.redirect.redirector import PodRedirector
+from tests.kernel.xtables import marked
 from tests.lab.pod import Pod
 
 WORKLOAD = Workload(uid=PodUID("1"), name="web", namespace="shop")
@@ -61,15 +62,15 @@ async def test_quiet_rules_are_not_read(settled: Settled, monkeypatch: pytest.Mo
         "nft flush chain inet istio-ambient-nat output",
         "nft delete table inet istio-ambient-raw",
         "nft add chain inet istio-ambient-nat foreign",
-        "iptables-nft -t nat -N ISTIO_OUTPUT",
-        "iptables-legacy -t nat -N ISTIO_OUTPUT",
+        "iptables-nft-restore --noflush",
+        "iptables-legacy-restore --noflush",
         "ip rule del priority 32764",
     ],
 )
 async def test_whatever_changes_is_seen(pod: Pod, settled: Settled, change: str) -> None:
     """L1, L7: rules, leftovers of another backend and routes, at the very next look."""
     redirector, namespace = settled
-    pod.shell(change)
+    pod.shell(change, stdin=marked("nat", "ISTIO_OUTPUT"))
     assert (await redirector.ensure(namespace, WORKLOAD)).differed
     assert not (await redirector.ensure(namespace, WORKLOAD)).differed
 

@@ -124,7 +124,7 @@ def test_rules_of_another_layout_are_replaced(
     pod: Pod, variant: Variant, backend: IptablesBackend
 ) -> None:
     """L23: rules of an older layout, or Istio's own, are seen and become ours in place."""
-    inside(pod, restore, variant, Family.V4, ISTIO)
+    inside(pod, restore, variant, Family.V4, ISTIO[Family.V4])
     found = inside(pod, backend.inspect, SPEC)
     assert "IPv4 table nat: chain ISTIO_OUTPUT has another layout version" in found
     inside(pod, backend.ensure, SPEC)

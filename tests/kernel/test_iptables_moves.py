@@ -10,7 +10,7 @@ from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.iptables_choice import find_variant
 from nodeagent.redirect.iptables_programs import Variant, restore
 from nodeagent.redirect.rules import Family
-from tests.kernel.xtables import FOREIGN, ISTIO, SPEC, inside, listing, section
+from tests.kernel.xtables import FOREIGN, ISTIO, SPEC, inside, listing, marked, section
 from tests.lab.apps import ask, conversation, echo_app
 from tests.lab.pod import Pod
 
@@ -33,7 +33,7 @@ def test_a_single_chain_is_enough_to_be_seen(pod: Pod, variant: Variant) -> None
     """L7: whatever part of a rule set was left over is found and goes."""
     backend = IptablesBackend(variant)
     for name in ("ISTIO_OUTPUT", "ISTIO_PRERT"):
-        inside(pod, restore, variant, Family.V6, f"*raw\n:{name} - [0:0]\nCOMMIT\n")
+        inside(pod, restore, variant, Family.V6, marked("raw", name))
         assert inside(pod, backend.stands)
         assert inside(pod, backend.remove)
         assert "ISTIO" not in listing(pod, variant, Family.V6)
@@ -76,7 +76,7 @@ def test_leftovers_of_the_others_are_swept(pod: Pod, chosen: Variant | None) -> 
     before = [section(listing(pod, variant), "nat") for variant in others]
     for variant in others:
         for family in Family:
-            inside(pod, restore, variant, family, ISTIO)
+            inside(pod, restore, variant, family, ISTIO[family])
     backends = Backends.choose(chosen)
     inside(pod, backends.chosen.ensure, SPEC)
     names = {f"rules in iptables-{variant} are not wanted" for variant in others}
@@ -120,7 +120,7 @@ async def test_a_move_cuts_no_connection(pod: Pod, other: Pod, version: int) -> 
 @pytest.mark.parametrize("family", Family, ids=str)
 def test_the_hosts_own_rules_decide(pod: Pod, tmp_path: Path, family: Family) -> None:
     """L7: an empty legacy table is no reason, kube-proxy's rules are, and the answer stays."""
-    inside(pod, restore, Variant.LEGACY, family, ISTIO)
+    inside(pod, restore, Variant.LEGACY, family, ISTIO[family])
     assert inside(pod, find_variant, None, str(tmp_path)) is Variant.NFT
     pod.shell(f"{'ip' if family is Family.V4 else 'ip6'}tables-legacy -A OUTPUT -j ACCEPT")
     assert inside(pod, find_variant, None, str(tmp_path)) is Variant.NFT
