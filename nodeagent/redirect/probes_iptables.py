@@ -39,6 +39,8 @@ _FAMILIES = {family.value.version: family for family in Family}
 # Looks at the chains are this many times further apart than they take, 5 % of a core:
 # a listing has all of kube-proxy's rules in it, and many pods ask within a second.
 _PAUSE = 20
+_LONGEST_PAUSE = 5.0
+"""Seconds: on a node that is out of breath, time that passes says little about work."""
 
 
 class IptablesHostProbes(HostProbes):
@@ -80,6 +82,9 @@ class IptablesHostProbes(HostProbes):
         begun = time.monotonic()
         if self._sets_are_right(_ipsets(table)) and fingerprint(self._variant) == self._seen:
             return Check(self._restore(table), time.monotonic() - begun)
+        if self._variant is Variant.NFT:
+            # Not one of kube-proxy's many rules has changed, but one of those that count.
+            self._next_look = 0.0
         return super()._check(table)
 
     def _contents(self, table: ProbeTable) -> Hashable:
@@ -110,7 +115,7 @@ class IptablesHostProbes(HostProbes):
             self._write(sets, chains, want)
             log.info("host probe chains written", differed=list(differed))
         ended = time.monotonic()
-        self._next_look = ended + _PAUSE * (ended - begun)
+        self._next_look = ended + min(_PAUSE * (ended - begun), _LONGEST_PAUSE)
         return differed
 
     def _write(self, sets: ProbeIpsets, chains: ProbeChains, want: Layout) -> None:
