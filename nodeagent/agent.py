@@ -58,7 +58,7 @@ _LISTS, _LOOKS, _CHAIN = (
 _KUBELET_ASKS = ":8000"
 """Where Istio's agent answers its probes."""
 FIRST_LOOK_TIMEOUT = 10.0
-"""Seconds; then ztunnel is served though a pod was not looked at yet. It keeps such pods."""
+"""Seconds; then ztunnel is served though a pod was not looked at yet: it is told to keep it."""
 
 
 async def run(settings: Settings) -> int:
@@ -139,7 +139,10 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
             origin = from_folder(require_manifests(settings), verifier)
         else:
             origin = await stack.enter_async_context(from_cluster(settings, api, verifier))
-        book = Book(lambda uid: reconciler.look_at(uid))  # noqa: PLW0108 - made below
+        book = Book(
+            lambda uid: reconciler.look_at(uid),  # noqa: PLW0108 - made below
+            lambda: reconciler.table.kept(),  # noqa: PLW0108 - likewise
+        )
         redirector = PodRedirector(
             threads,
             Intent.from_settings(settings),

@@ -29,6 +29,21 @@ class LoggedStatus:
         """Log that the pod's traffic has gone past ztunnel until now."""
         log.info("was running unprotected; redirected now", pod=str(pod), uid=pod.uid)
 
+    def broken(self, pod: Pod, reason: str) -> None:
+        """Log that the annotation promises what is not so."""
+        log.warning("annotated enabled, but not in order", pod=str(pod), uid=pod.uid, reason=reason)
+
+    def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
+        """Log that one of two pods seems to pose as the other."""
+        log.warning(
+            "security: refused a network namespace that is another pod's",
+            pod=str(pod),
+            uid=pod.uid,
+            netns=netns,
+            holder=str(holder),
+            holder_uid=holder.uid,
+        )
+
     def failed(self, pod: Pod, reason: str) -> None:
         """The reconciler's own line says it all."""
 

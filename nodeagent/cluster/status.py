@@ -77,6 +77,19 @@ class KubernetesStatus:
         text = "the pod ran before it was redirected: until now its traffic went past ztunnel"
         self._events.record(pod, "EnrolledLate", text)
 
+    def broken(self, pod: Pod, reason: str) -> None:
+        """Say on the pod that the annotation promises what is not so (L41)."""
+        self._log.broken(pod, reason)
+        text = f"annotated {Redirection.ENABLED.value}, but that is not in order: {reason}"
+        self._events.record(pod, "RedirectionBroken", text)
+
+    def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
+        """Say on the pod that it was refused another one's namespace (L39)."""
+        self._log.netns_conflict(pod, netns, holder)
+        # Whose it is stands in the log only: the pod's owner may be a stranger to the other.
+        text = f"the network namespace that was found for it, {netns}, is another pod's: refused"
+        self._events.record(pod, "NetnsConflict", text)
+
     def failed(self, pod: Pod, reason: str) -> None:
         """Say on the pod why it cannot be enrolled."""
         self._log.failed(pod, reason)

@@ -6,14 +6,15 @@ anywhere, even by SIGKILL, is simply made again.
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
 import structlog
 
 from nodeagent.mesh.eligibility import Wanted
-from nodeagent.mesh.errors import GiveUpError, RetryError
-from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
+from nodeagent.mesh.pod import SIDECAR_STATUS, Pod, PodUID
 from nodeagent.mesh.workload import N, N_contra, Redirection, State, Watch, Workload
 
 log = structlog.get_logger()
@@ -22,8 +23,22 @@ TEAR_DOWN = 5.0
 """Seconds that the runtime has to take a sandbox down, before a pod's next one is looked for."""
 
 
+_LOOKS_FOR_LEFTOVERS = 5
+"""Attempts for a pod of the first list of which nothing says that it was ever in the mesh."""
+
+
 class RefusedError(RetryError):
     """ztunnel answered with an error; it tries again by itself, and so do we."""
+
+
+class NetnsConflictError(RetryError):
+    """The network namespace that was found for a pod is held for another one (L39)."""
+
+    def __init__(self, netns: str, holder: Pod) -> None:
+        # Whose it is goes to the log only: the detail may be shown to the pod's owner.
+        super().__init__(f"the network namespace that was found, {netns}, is another pod's")
+        self.netns = netns
+        self.holder = holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +97,11 @@ class Ztunnels(Protocol[N_contra]):
         Raises ``RefusedError`` where ztunnel refuses.
         """
 
-    def keep(self, uid: PodUID) -> None:
-        """The pod is wanted, but its namespace is not known: ztunnel keeps what it has."""
+    def reclaim(self, uid: PodUID) -> None:
+        """Take the pod's namespace back from loan: it is about to be closed.
+
+        ztunnel keeps what it has for the pod.
+        """
 
     async def withdraw(self, uid: PodUID) -> None:
         """Tell every ztunnel that was told of the pod; returns when all were."""
@@ -111,6 +129,12 @@ class Reporter(Protocol):
     def unprotected(self, pod: Pod) -> None:
         """The pod belongs in the mesh, and was running before it was redirected (L19)."""
 
+    def broken(self, pod: Pod, reason: str) -> None:
+        """The pod is annotated `enabled`, which is not so for some time now (L41)."""
+
+    def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
+        """What was found for `pod` is the network namespace of `holder`; it was refused (L39)."""
+
     def failed(self, pod: Pod, reason: str) -> None:
         """The enrolment has failed for good, until something about the pod changes."""
 
@@ -131,33 +155,34 @@ class Parts(Generic[N]):
     """Seconds for which a running pod that leaves keeps what goes through ztunnel (L28)."""
 
 
-async def reconcile(row: Workload[N], parts: Parts[N]) -> None:
-    """Bring what stands on the node to what is wanted for the pod now."""
+async def reconcile(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    """Bring what stands on the node to what is wanted for the pod now.
+
+    `rows` are all pods of the node: a network namespace is only ever one pod's.
+    """
     if row.gone:
         parts.reporter.forget(row.uid)
         await _release(row, parts)
     elif row.decision.wanted is Wanted.YES:
-        await _enrol(row, parts)
+        await _enrol(row, parts, rows)
     elif row.decision.wanted is Wanted.NO:
-        await _remove(row, parts)
+        await _remove(row, parts, rows)
     elif row.namespace is not None:
         # Not knowing is no reason to let a pod out of the mesh (L16).
-        await _enrol(row, parts)
+        await _enrol(row, parts, rows)
     else:
-        parts.ztunnels.keep(row.uid)
         row.be(State.WAITING, row.decision.reason)
 
 
-async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
+async def _enrol(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
     pod = row.pod
     if row.sandbox_ended is not None and await _between_sandboxes(row, parts):
         return
     if not pod.addresses and row.namespace is None:
-        parts.ztunnels.keep(row.uid)
         row.be(State.WAITING, "has no address yet")
         return
     if pod.addresses:  # an enrolled pod can lose them for a moment (L9)
-        await _hold(row, pod, parts)
+        await _hold(row, pod, parts, rows)
     namespace = row.namespace
     assert namespace is not None  # noqa: S101 - tells mypy what the lines above made so
     look = await _redirect(row, pod, namespace, parts)
@@ -168,10 +193,10 @@ async def _enrol(row: Workload[N], parts: Parts[N]) -> None:
         row.accepted = False
         # Its probes do not need ztunnel, and must not fail with it.
         await parts.probes.ensure(pod)
-        _report(row, Redirection.PENDING, parts)
+        _annotate(row, parts)
         raise
     await parts.probes.ensure(pod)
-    _report(row, Redirection.ENABLED if row.accepted else Redirection.PENDING, parts)
+    _annotate(row, parts)
     if not row.accepted:
         row.be(State.PENDING, "no ztunnel is connected")
     elif served and look.silent:
@@ -189,20 +214,15 @@ async def _between_sandboxes(row: Workload[N], parts: Parts[N]) -> bool:
         # The next one may have come past the plugin, whose entry somebody took out (L3).
         row.sandbox_ended = None
         return False
+    # The annotation stays: nothing is sent to a sandbox that has ended, and to the next one
+    # peers would send plain text if it were not `enabled` (L41).
     await _release(row, parts)
-    if not pod.deleting:
-        _report(row, None, parts)
     row.be(State.WAITING, "its sandbox was taken down; waits for the next")
     return True
 
 
-async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:
-    try:
-        found = await parts.namespaces.find(pod, _handed_over(row), row.namespace)
-    except (RetryError, GiveUpError):
-        if row.namespace is None:
-            parts.ztunnels.keep(row.uid)
-        raise
+async def _hold(row: Workload[N], pod: Pod, parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    found = await _find(row, pod, parts, rows)
     if row.namespace is None or row.namespace is found:
         row.namespace = found
     elif found.id == row.namespace.id:
@@ -211,9 +231,32 @@ async def _hold(row: Workload[N], pod: Pod, parts: Parts[N]) -> None:
         # The sandbox was made again under the same UID. Nothing is sent of the
         # old namespace once the new one is here (L14).
         log.info("sandbox replaced", pod=str(pod), old=str(row.namespace.id), new=str(found.id))
-        parts.ztunnels.keep(row.uid)
+        parts.ztunnels.reclaim(row.uid)
         row.let_go()
         row.namespace = found
+
+
+async def _find(row: Workload[N], pod: Pod, parts: Parts[N], rows: Iterable[Workload[N]]) -> N:
+    """Find the pod's namespace; the caller owns it. Raises also ``NetnsConflictError``."""
+    found = await parts.namespaces.find(pod, _handed_over(row), row.namespace)
+    if found is not row.namespace:
+        try:
+            _check_unclaimed(row, found, rows)
+        except RetryError:
+            found.close()
+            raise
+    return found
+
+
+def _check_unclaimed(row: Workload[N], found: N, rows: Iterable[Workload[N]]) -> None:
+    """Refuse a namespace that another pod's row holds open, so that it cannot be a newer one's."""
+    for other in rows:
+        if other is row or other.namespace is None or other.namespace.id != found.id:
+            continue
+        if other.gone or str(other.seen) == str(row.seen):
+            # A static pod's sandbox outlives its mirror in the API, which is made anew.
+            raise TransientError(f"{found.id} is not let go of yet by UID {other.uid}")
+        raise NetnsConflictError(str(found.id), other.pod)
 
 
 def _handed_over(row: Workload[N]) -> str | None:
@@ -253,18 +296,21 @@ async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -
     return look
 
 
-async def _remove(row: Workload[N], parts: Parts[N]) -> None:
-    if row.namespace is None and (row.existing or row.reported is not None):
-        await _survey(row, parts)
+async def _remove(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    if row.namespace is None and row.existing:
+        if row.reported is not None and not row.pod.addresses:
+            row.be(State.WAITING, "has no address yet, by which rules that it had could be found")
+            return
+        await _survey(row, parts, rows)
     if row.namespace is not None:
         if parts.removal_grace and await _goes_on(row, row.namespace, parts):
             return
         await parts.probes.remove(row.uid)
-        await parts.redirector.remove(row.namespace)
+        await _free(row, row.namespace, parts)
+    row.existing = False  # first: from here on no snapshot names the pod
     await parts.ztunnels.withdraw(row.uid)
     _report(row, None, parts)
     row.let_go()
-    row.existing = False
     row.be(State.OUTSIDE, row.decision.reason)
 
 
@@ -282,14 +328,34 @@ async def _goes_on(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
     return True
 
 
-async def _survey(row: Workload[N], parts: Parts[N]) -> None:
-    """Find a namespace in which a former agent may have left rules."""
-    if row.pod.host_network or row.pod.ended:
+async def _free(row: Workload[N], namespace: N, parts: Parts[N]) -> None:
+    """Take the redirection out.
+
+    Where nothing says that the pod was ever in the mesh, a look that fails is not an error
+    for long: it is left as it is.
+    """
+    try:
+        await parts.redirector.remove(namespace)
+    except RetryError as error:
+        if row.verified or row.reported or row.attempts < _LOOKS_FOR_LEFTOVERS:
+            raise
+        log.info("not looked through for rules", pod=str(row.pod), uid=row.uid, reason=str(error))
+
+
+async def _survey(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    """Find a namespace in which a former agent may have left rules.
+
+    Never that of a pod with a sidecar: it was in no mesh of ours since it was made (L30).
+    """
+    pod = row.pod
+    if pod.host_network or pod.ended or SIDECAR_STATUS in pod.annotations:
         return
     try:
-        row.namespace = await parts.namespaces.find(row.pod, _handed_over(row))
+        row.namespace = await _find(row, pod, parts, rows)
     except GiveUpError:
         return
+    except NetnsConflictError as error:
+        parts.reporter.netns_conflict(pod, error.netns, error.holder)
     except RetryError:
         if row.reported is not None:
             raise
@@ -301,7 +367,18 @@ async def _release(row: Workload[N], parts: Parts[N]) -> None:
     row.let_go()
 
 
+def _annotate(row: Workload[N], parts: Parts[N]) -> None:
+    """Say that the pod is redirected, and whether a ztunnel has ever accepted it.
+
+    To a pod that is not `enabled` peers send plain text. So there is no way back from it
+    while the pod is wanted: that its rules refuse what nobody serves is the lesser harm (L41).
+    """
+    enabled = row.accepted or row.promised or row.reported is Redirection.ENABLED
+    _report(row, Redirection.ENABLED if enabled else Redirection.PENDING, parts)
+
+
 def _report(row: Workload[N], redirection: Redirection | None, parts: Parts[N]) -> None:
     if row.reported is not redirection:
         parts.reporter.report(row.pod, redirection)
         row.reported = redirection
+        row.promised = redirection is Redirection.ENABLED

@@ -1,8 +1,12 @@
-"""Two kinds of failure, told apart by what they lead to."""
+"""Kinds of failure, told apart by what they lead to."""
 
 
 class RetryError(Exception):
     """Trying again can mend it: the reconciler does, with back-off."""
+
+
+class TransientError(RetryError):
+    """It belongs to a pod's ordinary life and passes by itself: a warning only if it lasts."""
 
 
 class GiveUpError(Exception):

@@ -2,17 +2,18 @@
 
 import asyncio
 import random
+import time
 from typing import Generic
 
 import structlog
 
 from nodeagent.mesh.backoff import Backoff
 from nodeagent.mesh.eligibility import Policy
-from nodeagent.mesh.enrolment import TEAR_DOWN, Parts, reconcile
-from nodeagent.mesh.errors import GiveUpError, RetryError
+from nodeagent.mesh.enrolment import TEAR_DOWN, NetnsConflictError, Parts, reconcile
+from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.mesh.table import Table
-from nodeagent.mesh.workload import N, State, Workload
+from nodeagent.mesh.workload import N, Redirection, State, Workload
 
 log = structlog.get_logger()
 
@@ -20,6 +21,9 @@ _QUIET = 2.0
 """Seconds without a change after which the next one is looked at immediately."""
 _LEAVING_LOOK = 0.5
 """Seconds between two looks at whether a leaving pod's connections have ended."""
+TOLD_AFTER = 10.0
+"""Seconds for which a pod that is annotated `enabled` may not be so, as when ztunnel restarts."""
+_BROKEN = frozenset({State.RETRYING, State.PENDING, State.UNSERVED})
 _KEPT_TRUE = frozenset({State.PENDING, State.ENROLLED, State.UNSERVED})
 
 
@@ -85,6 +89,7 @@ class Reconciler(Generic[N]):
             while row.wake.is_set():
                 row.wake.clear()
                 delay = await self._attempt(row, backoff)
+                self._tell_if_broken(row)
                 row.attempted()
                 if delay is None:
                     continue
@@ -102,9 +107,13 @@ class Reconciler(Generic[N]):
     async def _attempt(self, row: Workload[N], backoff: Backoff) -> float | None:
         """Return the seconds until the next look, or None: nothing to do until woken."""
         try:
-            await reconcile(row, self._parts)
+            await reconcile(row, self._parts, self.table)
+        except NetnsConflictError as error:
+            if row.be(State.RETRYING, str(error)):
+                self._parts.reporter.netns_conflict(row.pod, error.netns, error.holder)
+            return backoff.delay()
         except RetryError as error:
-            self._retry(row, str(error))
+            self._retry(row, error)
             return backoff.delay()
         except GiveUpError as error:
             if row.be(State.FAILED, str(error)):
@@ -128,6 +137,28 @@ class Reconciler(Generic[N]):
             return self._verify_interval * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
         return None
 
-    def _retry(self, row: Workload[N], reason: str) -> None:
-        if row.be(State.RETRYING, reason):
-            log.warning("will try again", pod=str(row.pod), uid=row.uid, reason=reason)
+    def _retry(self, row: Workload[N], error: RetryError) -> None:
+        """Say why, once: as a warning only where it is not a pod's ordinary end."""
+        news = row.be(State.RETRYING, str(error))
+        if news:
+            row.warned = False
+        passes = isinstance(error, TransientError) and time.time() - row.since < TEAR_DOWN
+        if row.seen.deleting or passes:
+            if news:
+                log.info("will try again", pod=str(row.pod), uid=row.uid, reason=str(error))
+        elif not row.warned:
+            row.warned = True
+            log.warning("will try again", pod=str(row.pod), uid=row.uid, reason=str(error))
+
+    def _tell_if_broken(self, row: Workload[N]) -> None:
+        """Tell the cluster where the annotation promises what is not so for some time (L41)."""
+        broken = row.reported is Redirection.ENABLED and row.state in _BROKEN
+        if not broken or row.gone or row.seen.deleting:
+            row.broken_since, row.told_broken = None, False
+            return
+        now = asyncio.get_running_loop().time()
+        if row.broken_since is None:
+            row.broken_since = now
+        if not row.told_broken and now - row.broken_since >= TOLD_AFTER:
+            row.told_broken = True
+            self._parts.reporter.broken(row.pod, row.detail)

@@ -7,7 +7,7 @@ from typing import Generic
 from nodeagent.mesh.eligibility import Policy, Wanted, decide
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
 from nodeagent.mesh.sandbox import Sandbox
-from nodeagent.mesh.workload import N, Workload, reported_on
+from nodeagent.mesh.workload import N, Redirection, Workload, reported_on
 
 
 class Table(Generic[N]):
@@ -34,6 +34,10 @@ class Table(Generic[N]):
         """The row of `uid`, if there is one."""
         return self._rows.get(uid)
 
+    def kept(self) -> list[PodUID]:
+        """The pods that every ztunnel's snapshot has to name (L31)."""
+        return [row.uid for row in self._rows.values() if row.kept]
+
     def pod_seen(self, pod: Pod) -> None:
         """A pod exists and looks like this now."""
         decision = decide(pod, self._namespaces.get(pod.namespace), self._policy)
@@ -44,13 +48,16 @@ class Table(Generic[N]):
                 decision=decision,
                 existing=not self._synced.is_set(),
                 slipped_by=decision.wanted is Wanted.YES and pod.phase == "Running",
-                reported=reported_on(pod),
+                reported=(reported := reported_on(pod)),
+                promised=reported is Redirection.ENABLED,
             )
             self._rows[pod.uid] = row
         elif (row.seen, row.decision, row.gone) == (pod, decision, False):
             return
         else:
-            if (reported := reported_on(pod)) is not reported_on(row.seen):
+            reported = reported_on(pod)
+            # What was on its way for a pod that was gone has been dropped.
+            if row.gone or reported is not reported_on(row.seen):
                 row.reported = reported
             row.seen, row.decision, row.gone = pod, decision, False
         self._seen.set()

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Generic, Protocol, Self, TypeVar
 
 from nodeagent.mesh.backoff import Backoff
-from nodeagent.mesh.eligibility import Decision
+from nodeagent.mesh.eligibility import Decision, Wanted
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
 from nodeagent.mesh.sandbox import Sandbox
 
@@ -98,6 +98,17 @@ class Workload(Generic[N]):
     leaving_since: float | None = None
     """Loop time at which nothing new was sent to ztunnel any more."""
     reported: Redirection | None = None
+    """What the pod's annotation says, as far as is known here."""
+    promised: bool = False
+    """The annotation was `enabled` at first, or as it was last written here (L41).
+
+    What the watch tells of it may be older.
+    """
+    broken_since: float | None = None
+    """Loop time since when the pod is annotated `enabled`, and is not."""
+    told_broken: bool = False
+    warned: bool = False
+    """That the pod is retried, with the reason of now."""
     uncleaned: str = ""
     """Why leftovers of another backend stay in `namespace`, or may; told once."""
     mended: int = 0
@@ -124,6 +135,16 @@ class Workload(Generic[N]):
     def uid(self) -> PodUID:
         """The key of the row."""
         return self.seen.uid
+
+    @property
+    def kept(self) -> bool:
+        """Whether ztunnel must not drop the pod, though it may not be handed over yet (L31).
+
+        So for every pod that is in the mesh or may be, and for one that was there at the
+        start until it is known to be out: a former agent may have handed it over, and without
+        ztunnel its rules would let nothing through.
+        """
+        return not self.gone and (self.decision.wanted is not Wanted.NO or self.existing)
 
     def attempted(self) -> None:
         """An attempt is over, however it ended."""

@@ -23,6 +23,10 @@ class RedirectError(Exception):
     """Rules or routes could not be read or written; what stood there stands. Worth a retry."""
 
 
+class LoopbackDownError(RedirectError):
+    """The pod's `lo` is down, as it is while the runtime takes a sandbox down: no route fits."""
+
+
 def explain(number: int) -> str:
     """Say what the errno `number` means for redirection."""
     name = errno.errorcode.get(number, str(number))
@@ -35,4 +39,5 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RedirectError(f"cannot {doing}: {explain(error.errno or 0)}") from error
+        kind = LoopbackDownError if error.errno == errno.ENETDOWN else RedirectError
+        raise kind(f"cannot {doing}: {explain(error.errno or 0)}") from error

@@ -10,13 +10,13 @@ import structlog
 
 from nodeagent.mesh.backoff import Backoff
 from nodeagent.mesh.enrolment import Look
-from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.errors import RetryError, TransientError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect import pod as in_pod
 from nodeagent.redirect.backend import Backends, Swept
-from nodeagent.redirect.errors import RedirectError
+from nodeagent.redirect.errors import LoopbackDownError, RedirectError
 from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.rules import PodRedirect
 from nodeagent.redirect.serving import open_connections, silent_ports
@@ -73,6 +73,9 @@ class PodRedirector:
                     sweeping=unswept is None or unswept.is_due(),
                 ),
             )
+        except LoopbackDownError as error:
+            # CNI's DEL takes `lo` down before the agent hears of it, and the routes go with it.
+            raise TransientError(f"redirection: {error}") from error
         except (RedirectError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
         self._right.pop(namespace, None)

@@ -5,7 +5,7 @@ ztunnel was told, so nothing is lost, doubled or late, whatever happens in betwe
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nodeagent.mesh.enrolment import RefusedError
@@ -18,11 +18,11 @@ from nodeagent.zds.session import Session
 
 @dataclass(slots=True, eq=False)
 class Offer:
-    """One workload as it should be known to ztunnel."""
+    """One workload as it is handed to ztunnel."""
 
     packet: bytes
-    namespace: NetworkNamespace | None
-    """On loan from the heart. None: known, but could not be opened (KeepWorkload)."""
+    namespace: NetworkNamespace
+    """On loan from the heart."""
     serial: int
     """Tells an offer from an earlier one for the same UID."""
     answer: str | None = None
@@ -33,9 +33,15 @@ class Offer:
 class Book:
     """The offers, and the sessions that carry them: adds to the newest, deletes to all (L11)."""
 
-    def __init__(self, news: Callable[[PodUID], None]) -> None:
-        """`news` is called when ztunnel's word on a pod changes and nobody waits for it."""
+    def __init__(
+        self, news: Callable[[PodUID], None], kept: Callable[[], Iterable[PodUID]]
+    ) -> None:
+        """`news` is called when ztunnel's word on a pod changes and nobody waits for it.
+
+        `kept` returns the pods that a snapshot has to name, handed over or not (L31).
+        """
         self._news = news
+        self._kept = kept
         self._offers: dict[PodUID, Offer] = {}
         self._sessions: list[Session] = []
         self._serial = 0
@@ -61,24 +67,27 @@ class Book:
             raise RefusedError(f"ztunnel refuses it: {offer.answer}")
         return offer.answer == ""
 
-    def keep(self, uid: PodUID) -> None:
-        """Have ztunnel keep what it has for `uid`; see `nodeagent.mesh.enrolment.Ztunnels`."""
-        self._write(uid, codec.keep_workload(uid), None)
+    def reclaim(self, uid: PodUID) -> None:
+        """Have nothing more sent of the namespace; see `nodeagent.mesh.enrolment.Ztunnels`."""
+        if (offer := self._offers.pop(uid, None)) is not None:
+            offer.answered.set()
 
     async def withdraw(self, uid: PodUID) -> None:
         """Have every ztunnel let go of `uid`; see `nodeagent.mesh.enrolment.Ztunnels`."""
-        if (offer := self._offers.pop(uid, None)) is not None:
-            offer.answered.set()
+        self.reclaim(uid)
         told = [session.forget(uid) for session in self._sessions if session.knows(uid)]
         if told:
             await asyncio.wait(told)
 
     def __iter__(self) -> Iterator[PodUID]:
-        """Every UID that is offered now; a copy, so that the book may change meanwhile."""
-        return iter(list(self._offers))
+        """Every UID that a snapshot has to name; a copy, so that the book may change meanwhile."""
+        return iter(dict.fromkeys((*self._offers, *self._kept())))
+
+    def __contains__(self, uid: PodUID) -> bool:
+        return uid in self._offers or uid in self._kept()
 
     def get(self, uid: PodUID) -> Offer | None:
-        """What ztunnel should have for `uid` now; None: nothing."""
+        """What is offered for `uid` now; None: nothing, or nothing yet."""
         return self._offers.get(uid)
 
     def is_newest(self, session: Session) -> bool:
@@ -97,7 +106,7 @@ class Book:
             for offer in self._offers.values():
                 offer.answered.set()
         elif newest:
-            for uid in self:
+            for uid in self._offers:
                 self._sessions[-1].look_at(uid)
 
     def answered(self, uid: PodUID, serial: int, error: str) -> None:
@@ -111,7 +120,7 @@ class Book:
         if changed and not awaited:
             self._news(uid)
 
-    def _write(self, uid: PodUID, packet: bytes, namespace: NetworkNamespace | None) -> Offer:
+    def _write(self, uid: PodUID, packet: bytes, namespace: NetworkNamespace) -> Offer:
         self._serial += 1
         offer = Offer(packet, namespace, self._serial)
         offer.answered.set()

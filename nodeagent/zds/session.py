@@ -69,19 +69,15 @@ class Session:
         return self._forgetting[uid]
 
     async def _snapshot(self) -> None:
-        sent = 0
-        for uid in self._book:
-            offer = self._book.get(uid)
-            if offer is None:
-                continue
-            sent += 1
-            if offer.namespace is None:
-                self._told.add(uid)
-                await self._ask(offer.packet)
-            else:
-                await self._add(uid)
+        # Again and again: what comes during the snapshot has to be in it, too (L31).
+        while unnamed := [uid for uid in self._book if uid not in self._told]:
+            for uid in unnamed:
+                if self._book.get(uid) is not None:
+                    await self._add(uid)
+                elif uid in self._book:
+                    await self._keep(uid)
         await self._ask(codec.snapshot_sent())
-        self._log.info("ztunnel is up to date", workloads=sent)
+        self._log.info("ztunnel is up to date", workloads=len(self._told))
 
     async def _next_change(self) -> None:
         while not self._to_look_at:
@@ -92,7 +88,8 @@ class Session:
         del self._to_look_at[uid]
         offer = self._book.get(uid)
         if offer is None:
-            await self._del(uid)
+            if uid in self._forgetting:
+                await self._del(uid)
         elif self._accepted.get(uid) == offer.serial:
             # A newer ztunnel may have refused it before it went away.
             self._book.answered(uid, offer.serial, "")
@@ -103,13 +100,17 @@ class Session:
 
     async def _add(self, uid: PodUID) -> None:
         offer = self._book.get(uid)
-        if offer is None or offer.namespace is None:
+        if offer is None:
             return
         self._told.add(uid)
         error = await self._ask(offer.packet, offer.namespace.fd)
         if not error:
             self._accepted[uid] = offer.serial
         self._book.answered(uid, offer.serial, error)
+
+    async def _keep(self, uid: PodUID) -> None:
+        self._told.add(uid)
+        await self._ask(codec.keep_workload(uid))
 
     async def _del(self, uid: PodUID) -> None:
         if uid not in self._told:

@@ -16,7 +16,7 @@ from nodeagent.netns.namespace import NetnsId
 from nodeagent.redirect.intent import Intent
 from nodeagent.redirect.pod import inspect
 from nodeagent.redirect.rules import PodRedirect
-from tests.agent.processes import Node
+from tests.agent.processes import Node, Stub
 from tests.agent.ztunnels import ready, reconnected
 from tests.eventually import eventually
 from tests.lab.lab import Lab
@@ -202,6 +202,27 @@ async def test_namespace_that_appears_later(
     os.symlink(web.path, path)
     await node.until_state(web, "enrolled")
     os.unlink(path)
+
+
+async def test_pod_whose_first_look_fails_keeps_its_listeners(lab: Lab, node: Node) -> None:
+    """L31: whatever the next agent's first look at a pod meets, ztunnel does not drop the pod."""
+    web = lab.add_pod("web")
+    node.write(web)
+    node.start()
+    stub = Stub(node)
+    await node.until(web, lambda row: row["state"] == "enrolled")
+    listening = web.shell("ss -Htln")
+    assert ":15001" in listening
+    await node.kill()
+    web.shell("ip link set lo down")  # and no route for the replies can be had
+    node.start()
+    await node.until_state(web, "retrying")
+    up_to_date = "ztunnel is up to date"
+    await eventually(lambda: node.log.read_text().count(up_to_date) == 2, 10)
+    assert web.shell("ss -Htln") == listening
+    web.shell("ip link set lo up")
+    await node.until(web, lambda row: row["state"] == "enrolled")
+    await stub.stop()
 
 
 async def test_sandbox_made_again(lab: Lab, node: Node, ztunnels: list[ModelZtunnel]) -> None:

@@ -310,15 +310,26 @@ async def test_names_cannot_leave_their_place(
 
 
 async def test_events_on_the_pod(api: ApiServer, shop: Shop) -> None:
-    """L19: late, contested and failed enrolments are said on the pod itself."""
-    pod = shop.pod()
+    """L19, L39, L41: what is late, contested, refused, broken or failed is said on the pod."""
+    pod, other = shop.pod(), shop.pod("neighbor")
     async with reporting(api) as status:
         status.unprotected(pod)
         status.contested(pod, 5)
         status.failed(pod, "ü" * MAX_TEXT)
-        await eventually(lambda: len(shop.events()) == 3)
+        status.broken(pod, "no ztunnel is connected")
+        status.netns_conflict(pod, "net:[1]", other)
+        await eventually(lambda: len(shop.events()) == 5)
     events = {event["reason"]: event for event in shop.events()}
-    assert set(events) == {"EnrolledLate", "RedirectionContested", "EnrolmentFailed"}
+    assert events.keys() == {
+        "EnrolledLate",
+        "RedirectionContested",
+        "EnrolmentFailed",
+        "RedirectionBroken",
+        "NetnsConflict",
+    }
+    assert "no ztunnel is connected" in events["RedirectionBroken"]["message"]
+    assert "net:[1]" in events["NetnsConflict"]["message"]
+    assert other.name not in events["NetnsConflict"]["message"], "another tenant's, perhaps"
     late = events["EnrolledLate"]
     assert (late["type"], late["count"], late["source"]["host"]) == ("Warning", 1, "n")
     assert late["involvedObject"]["uid"] == pod.uid

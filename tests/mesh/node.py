@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from nodeagent.mesh.eligibility import Policy
+from nodeagent.mesh.eligibility import Policy, Wanted
 from nodeagent.mesh.enrolment import Look, Parts, RefusedError
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler
+from nodeagent.mesh.table import Table
 from nodeagent.mesh.workload import Redirection, State, Workload
 from tests.eventually import eventually
 
@@ -72,9 +73,17 @@ class Node:
     outdated: set[int] = field(default_factory=set)
     """Of `rules`: as an earlier version made them."""
     ztunnel: dict[PodUID, int] | None = field(default_factory=dict)
-    kept: set[PodUID] = field(default_factory=set)
     refusing: bool = False
     annotations: dict[PodUID, Redirection | None] = field(default_factory=dict)
+    written: dict[PodUID, list[Redirection | None]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """Every value that a pod's annotation ever had, in order, as Istio's control plane sees it."""
+    table: Table[Held] | None = None
+    breaches: list[str] = field(default_factory=list)
+    """What the heart did to an annotation that it must not (L41)."""
+    left: set[PodUID] = field(default_factory=set)
+    """The pods that were not wanted at some time since their annotation was `enabled`."""
     failures: dict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
     steps: list[tuple[str, PodUID]] = field(default_factory=list)
     open: list[Held] = field(default_factory=list)
@@ -93,6 +102,13 @@ class Node:
         self.steps.append((name, uid))
         if self.failures[name]:
             raise self.failures[name].pop(0)
+
+    def cut_off(self) -> None:
+        """End what the agent had, as its process ends: what stands in the kernel stays."""
+        self.open.clear()
+        self.watches.clear()
+        self.busy.clear()
+        self.failures.clear()
 
     def did(self, uid: str) -> list[str]:
         return [name for name, of in self.steps if of == uid]
@@ -139,6 +155,8 @@ class Node:
 
     async def remove(self, namespace: Held) -> bool:
         assert namespace in self.open
+        if self.failures["remove"]:
+            raise self.failures["remove"].pop(0)
         stood = namespace.id in self.rules
         self.rules.discard(namespace.id)
         self.steps.append(("remove", PodUID(str(namespace.id))))
@@ -155,8 +173,8 @@ class Node:
         self.ztunnel[pod.uid] = namespace.id
         return True
 
-    def keep(self, uid: PodUID) -> None:
-        self.kept.add(uid)
+    def reclaim(self, uid: PodUID) -> None:
+        self.steps.append(("reclaim", uid))
 
     async def withdraw(self, uid: PodUID) -> None:
         await self._step("withdraw", uid)
@@ -165,7 +183,18 @@ class Node:
 
     def report(self, pod: Pod, redirection: Redirection | None) -> None:
         self.steps.append((f"report {redirection.value if redirection else None}", pod.uid))
+        assert self.table is not None
+        row = self.table.get(pod.uid)
+        leaves = row is None or row.decision.wanted is Wanted.NO or pod.uid in self.left
+        if self.written[pod.uid][-1:] == [Redirection.ENABLED]:
+            if redirection is Redirection.PENDING:
+                self.breaches.append(f"{pod.uid}: back from enabled to pending")
+            if redirection is None and not leaves:
+                self.breaches.append(f"{pod.uid}: not enabled any more, and wanted")
+        if row is not None and row.decision.wanted is not Wanted.NO:
+            self.left.discard(pod.uid)
         self.annotations[pod.uid] = redirection
+        self.written[pod.uid].append(redirection)
 
     def contested(self, pod: Pod, times: int) -> None:
         self.steps.append((f"contested {times}", pod.uid))
@@ -173,8 +202,15 @@ class Node:
     def unprotected(self, pod: Pod) -> None:
         self.steps.append(("unprotected", pod.uid))
 
+    def broken(self, pod: Pod, reason: str) -> None:
+        self.steps.append((f"broken: {reason}", pod.uid))
+
+    def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
+        self.steps.append((f"conflict over {netns} with {holder.uid}", pod.uid))
+
     def forget(self, uid: PodUID) -> None:
         self.annotations.pop(uid, None)
+        self.written.pop(uid, None)
 
     def failed(self, pod: Pod, reason: str) -> None:
         self.failed_for_good.append(f"{pod}: {reason}")
@@ -222,7 +258,9 @@ async def bench(
     with contextlib.suppress(asyncio.CancelledError):
         async with asyncio.TaskGroup() as workers:
             reconciler = Reconciler(Policy(), parts, workers, verify_interval=verify_interval)
+            node.table = reconciler.table
             yield Bench(node, reconciler)
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 if task.get_name().startswith("pod "):
                     task.cancel()
+    assert node.breaches == []

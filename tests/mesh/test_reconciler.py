@@ -1,17 +1,22 @@
 """The life of a pod in the heart, with everything around it able to fail."""
 
 import asyncio
+from collections import defaultdict
+from collections.abc import MutableMapping
 from dataclasses import replace
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from nodeagent.mesh import enrolment, reconciler
 from nodeagent.mesh.backoff import FIRST, LONGEST, Backoff
-from nodeagent.mesh.errors import GiveUpError, RetryError
-from nodeagent.mesh.pod import REDIRECTION, Namespace, Pod, PodUID
+from nodeagent.mesh.eligibility import Wanted
+from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
+from nodeagent.mesh.pod import REDIRECTION, SIDECAR_STATUS, Namespace, Pod, PodUID
 from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.workload import Redirection, State
 from tests.eventually import eventually
@@ -120,7 +125,7 @@ async def test_namespace_that_is_not_known_yet() -> None:
         on.table.pod_seen(a_pod())
         await on.until_state("1", State.RETRYING)
         assert on.row("1").detail == "no such namespace"
-        assert node.kept == {U1}, "ztunnel keeps what it may have from before"
+        assert on.table.kept() == [U1], "ztunnel keeps what it may have from before"
         node.namespaces[U1] = 1
         await on.until_state("1", State.ENROLLED)
 
@@ -139,14 +144,77 @@ async def test_refusal_is_pending_until_accepted() -> None:
         assert node.annotations == {U1: Redirection.ENABLED}
 
 
-async def test_refusal_takes_the_annotation_back() -> None:
-    """L2: what is no longer true does not stay annotated."""
+async def test_refusal_does_not_take_enabled_back() -> None:
+    """L41: peers would send plain text to the pod; its rules refuse that, the lesser harm."""
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.refusing = True
         on.reconciler.wake(on.row("1"))
         await on.until_state("1", State.RETRYING)
-        assert on.node.annotations == {U1: Redirection.PENDING}
+        on.node.refusing = False
+        await on.until_state("1", State.ENROLLED)
+        assert on.node.written == {U1: [Redirection.ENABLED]}
+
+
+async def test_late_echo_does_not_take_enabled_back() -> None:
+    """L41: the annotation of a while ago, which the watch brings late, is not what was written."""
+    node = Node(namespaces={U1: 1}, ztunnel=None)
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.PENDING)
+        node.ztunnel = {}
+        on.reconciler.wake(on.row("1"))
+        await on.until_state("1", State.ENROLLED)
+        node.refusing = True
+        on.table.pod_seen(a_pod(annotations={REDIRECTION: "pending"}))
+        await on.until_state("1", State.RETRYING)
+        written = node.written[U1]
+        assert written[0] is Redirection.PENDING
+        assert set(written[1:]) == {Redirection.ENABLED}
+
+
+@pytest.mark.parametrize("fault", ["refuses", "is away after a reboot", "does not listen"])
+async def test_promise_that_is_not_kept_is_told(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L41: where the truth differs from `enabled` for a while, an event says so, once."""
+    monkeypatch.setattr(reconciler, "TOLD_AFTER", 0.02)
+    node = Node(namespaces={U1: 1})
+    match fault:
+        case "refuses":
+            node.refusing = True
+        case "is away after a reboot":
+            node.ztunnel = None
+        case _:
+            node.rules, node.silent = {1}, (15001,)
+    async with bench(node, verify_interval=0.01) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(annotations=ENABLED))
+
+        def told() -> list[str]:
+            return [step for step in node.did("1") if step.startswith("broken: ")]
+
+        await eventually(lambda: bool(told()))
+        looks = len(node.steps)
+        await eventually(lambda: len(node.steps) > looks + 10)
+        assert len(told()) == 1
+        assert node.written == {}
+        node.refusing, node.silent = False, ()
+        node.ztunnel = {} if node.ztunnel is None else node.ztunnel
+        await on.until_state("1", State.ENROLLED)
+        node.refusing = True
+        await eventually(lambda: len(told()) == 2)
+
+
+async def test_short_gap_is_not_told() -> None:
+    """L41: a ztunnel that restarts is no event on each of its pods."""
+    async with bench(Node(silent=(15001,)), verify_interval=0.01) as on:
+        await enrolled(on)
+        await on.until_state("1", State.UNSERVED)
+        on.node.silent = ()
+        await on.until_state("1", State.ENROLLED)
+        assert not [step for step in on.node.did("1") if step.startswith("broken")]
 
 
 async def test_without_ztunnel() -> None:
@@ -198,13 +266,26 @@ async def test_agent_restart_reports_nothing_anew() -> None:
 
 
 async def test_reboot_does_not_believe_the_annotation() -> None:
-    """After a reboot the annotation says enabled and no rule stands: the pod is pending."""
+    """L41: after a reboot it says enabled and no rule stands: pending, but only as a state."""
     node = Node(namespaces={U1: 1}, ztunnel=None)
     async with bench(node) as on:
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod(annotations=ENABLED))
         await on.until_state("1", State.PENDING)
-        assert (node.annotations, node.rules) == ({U1: Redirection.PENDING}, {1})
+        assert (node.written, node.rules) == ({}, {1})
+
+
+async def test_rules_of_another_layout_at_the_start() -> None:
+    """L41: an upgrade that changes the rules takes no working pod back to pending."""
+    node = Node(namespaces={U1: 1}, rules={1}, outdated={1}, ztunnel=None)
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(annotations=ENABLED))
+        await on.until_state("1", State.PENDING)
+        node.ztunnel = {}
+        on.reconciler.wake(on.row("1"))
+        await on.until_state("1", State.ENROLLED)
+        assert node.written == {}
 
 
 async def test_lost_rules_are_found_and_mended() -> None:
@@ -370,13 +451,100 @@ async def test_rules_that_a_former_agent_left() -> None:
 
 
 async def test_pod_that_was_never_labelled() -> None:
-    """Fail safe: it is not looked for and not entered."""
-    async with bench(Node(namespaces={U1: 1})) as on:
+    """Fail safe: it is not looked for and not entered, whatever it says of itself."""
+    async with bench(Node(namespaces={U1: 1, PodUID("2"): 2})) as on:
         on.table.synced()
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod(labels={}))
+        on.table.pod_seen(a_pod("2", labels={}, annotations=ENABLED))
         await on.until_state("1", State.OUTSIDE)
+        await on.until_state("2", State.OUTSIDE)
         assert on.node.did("1") == ["withdraw"]
+        assert on.node.did("2") == ["withdraw", "report None"]
+
+
+@pytest.mark.parametrize("annotations", [{}, ENABLED])
+async def test_pod_with_a_sidecar_is_never_entered(annotations: dict[str, str]) -> None:
+    """L30: what redirects a pod with a sidecar is the sidecar's, also at the agent's start."""
+    async with bench(Node(namespaces={U1: 1}, rules={1})) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(annotations={SIDECAR_STATUS: "{}", **annotations}))
+        await on.until_state("1", State.OUTSIDE)
+        assert not {"find", "ensure", "inspect"} & set(on.node.did("1"))
+        assert (on.node.rules, on.table.kept()) == ({1}, [])
+
+
+async def test_pod_that_never_was_in_the_mesh_is_not_looked_through_for_ever() -> None:
+    """L30: a look for an earlier agent's rules that fails is no error of a pod without any."""
+    node = Node(namespaces={U1: 1})
+    node.failures["remove"] = [RetryError("refused")] * 100
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(labels={}))
+        await on.until_state("1", State.OUTSIDE)
+        assert (node.open, on.table.kept()) == ([], [])
+
+
+async def test_pod_that_was_in_the_mesh_is_freed_however_long_it_takes() -> None:
+    """L30: nothing of ours stays because a look has failed a few times."""
+    node = Node(namespaces={U1: 1}, rules={1})
+    node.failures["remove"] = [RetryError("refused")] * 7
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(labels={}, annotations=ENABLED))
+        await on.until_state("1", State.OUTSIDE)
+        assert (node.rules, node.written[U1]) == (set(), [None])
+
+
+async def test_pod_that_left_without_an_address_waits_for_one() -> None:
+    """L9: its rules stay until its namespace can be told, and ztunnel keeps it meanwhile."""
+    node = Node(namespaces={U1: 1}, rules={1})
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod(labels={}, annotations=ENABLED, addresses=()))
+        await on.until_state("1", State.WAITING)
+        await on.settled()
+        assert (node.steps, on.table.kept()) == ([], [U1])
+        on.table.pod_seen(a_pod(labels={}, annotations=ENABLED))
+        await on.until_state("1", State.OUTSIDE)
+        assert (node.rules, on.table.kept()) == (set(), [])
+
+
+async def test_one_namespace_is_one_pods() -> None:
+    """L39: a namespace that is held for another pod is refused, told once, and left alone."""
+    async with bench(Node(namespaces={PodUID("2"): 1})) as on:
+        await enrolled(on)
+        on.table.pod_seen(a_pod("2", name="other"))
+        await on.until_state("2", State.RETRYING)
+        await eventually(lambda: on.node.did("2").count("find") > 2)
+        assert set(on.node.did("2")) == {"find", "conflict over 1 with 1"}
+        assert on.node.did("2").count("conflict over 1 with 1") == 1
+        assert (on.node.ztunnel, [held.id for held in on.node.open]) == ({U1: 1}, [1])
+        on.node.namespaces[PodUID("2")] = 2
+        await on.until_state("2", State.ENROLLED)
+
+
+async def test_pod_that_leaves_does_not_take_anothers_rules_with_it() -> None:
+    """L39: a pod outside of the mesh whose look leads to a mesh pod's namespace frees nobody."""
+    node = Node(namespaces={PodUID("2"): 1})
+    async with bench(node) as on:
+        await enrolled(on)
+        on.table.pod_seen(a_pod("2", name="other", labels={}, annotations=ENABLED))
+        await on.until_state("2", State.OUTSIDE)
+        assert "conflict over 1 with 1" in node.did("2")
+        assert (node.rules, [held.id for held in node.open]) == ({1}, [1])
+
+
+async def test_static_pods_mirror_is_made_anew() -> None:
+    """L39: the same sandbox under the next UID is no conflict: the old row lets go first."""
+    async with bench(Node(namespaces={PodUID("2"): 1})) as on:
+        await enrolled(on)
+        on.table.pod_seen(a_pod("2"))
+        await on.until_state("2", State.RETRYING)
+        on.table.pod_gone(U1)
+        await on.until_state("2", State.ENROLLED)
+        assert not [step for step in on.node.did("2") if step.startswith("conflict")]
+        assert on.node.ztunnel == {"2": 1}
 
 
 STEPS = st.one_of(
@@ -390,6 +558,8 @@ STEPS = st.one_of(
         st.sampled_from(["find", "ensure", "offer", "withdraw", "probe", "unprobe"]),
     ),
     st.tuples(st.just("turns"), st.integers(1, 12)),
+    st.tuples(st.just("ended"), st.sampled_from("123")),
+    st.tuples(st.just("echo"), st.sampled_from("123")),
 )
 
 
@@ -400,15 +570,61 @@ class History:
         self.on = on
         self.pods: dict[PodUID, bool] = {}
         self.ambient = False
+        self.heard: dict[PodUID, int] = defaultdict(int)
+        """How many of the values that were written to a pod's annotation the watch has brought."""
 
     def see(self, uid: str, labelled: bool, addressed: bool) -> None:
         self.pods[PodUID(uid)] = labelled
         self.on.node.namespaces.setdefault(PodUID(uid), int(uid))
-        changes = {} if addressed else {"addresses": ()}
+        changes: dict[str, object] = {} if addressed else {"addresses": ()}
+        heard = self.on.node.written[PodUID(uid)][: self.heard[PodUID(uid)]]
+        if heard and (value := heard[-1]):
+            changes["annotations"] = {REDIRECTION: value.value}
         self.on.table.pod_seen(a_pod(uid, labels=AMBIENT if labelled else {}, **changes))
+
+    def begin_after(self, before: "History") -> None:
+        """Have the first list brought to another agent: everything as it is now."""
+        self.pods, self.ambient = before.pods, before.ambient
+        self.heard |= {uid: len(self.on.node.written[uid]) for uid in self.pods}
+        self.namespace("ambient" if self.ambient else "plain")
+        for uid, labelled in dict(self.pods).items():
+            self.see(uid, labelled, addressed=True)
+        self.on.table.synced()
+        node = self.on.node
+        node.probed &= set(self.pods)  # as an agent does once it has its first list
+        node.rules &= {node.namespaces[uid] for uid in self.pods}  # the others end with their pods
+        self.note_who_left()
+
+    def echo(self, text: str) -> None:
+        """Have the watch bring the next value of the annotation, however late."""
+        uid = PodUID(text)
+        if uid in self.pods and self.heard[uid] < len(self.on.node.written[uid]):
+            self.heard[uid] += 1
+            self.see(uid, self.pods[uid], addressed=True)
+
+    def note_who_left(self) -> None:
+        wanted = {row.uid: row.decision.wanted for row in self.on.table}
+        self.on.node.left |= {uid for uid in wanted if wanted[uid] is Wanted.NO}
+
+    def upgrade(self) -> None:
+        """Have rules that stand be those of another layout."""
+        self.on.node.outdated |= self.on.node.rules
+
+    def reboot(self) -> None:
+        """Have nothing stand, as if the machine had been started anew."""
+        self.on.node.rules.clear()
+        if self.on.node.ztunnel is not None:
+            self.on.node.ztunnel.clear()
+
+    def ended(self, uid: str) -> None:
+        """Have the runtime take the pod's sandbox down."""
+        if (row := self.on.table.get(PodUID(uid))) is not None:
+            self.on.table.sandbox_ended(row)
 
     def gone(self, uid: str) -> None:
         self.pods.pop(PodUID(uid), None)
+        self.heard.pop(PodUID(uid), None)
+        self.on.node.left.add(PodUID(uid))
         self.on.table.pod_gone(PodUID(uid))
 
     def namespace(self, kind: str) -> None:
@@ -434,22 +650,59 @@ class History:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(STEPS, max_size=30))
-def test_any_history(steps: list[tuple[str, object]]) -> None:
-    """Level, not edge: after any news in any order, what stands is what is wanted."""
+@given(st.lists(st.lists(STEPS, max_size=25), max_size=3))
+def test_any_history(lives: list[list[tuple[str, object]]]) -> None:
+    """Level, not edge: after any news in any order, what stands is what is wanted.
 
-    async def play() -> None:
-        async with bench(Node()) as on:
+    Each list is one life of an agent.
+    """
+    asyncio.run(play(lives))
+
+
+ONE_PODS = st.one_of(
+    st.tuples(st.just("ztunnel"), st.sampled_from(["away", "there", "refusing"])),
+    st.tuples(st.just("sandbox"), st.just("1"), st.integers(10, 12)),
+    st.tuples(st.just("ended"), st.just("1")),
+    st.tuples(st.just("echo"), st.just("1")),
+    st.tuples(st.just("see"), st.just("1"), st.booleans(), st.booleans()),
+    st.tuples(st.just("fail"), st.sampled_from(["find", "ensure", "offer", "probe"])),
+    st.tuples(st.just("upgrade")),
+    st.tuples(st.just("reboot")),
+)
+IN_THE_MESH: list[tuple[str, object]] = [("see", "1", True, True), ("turns", 20)]  # type: ignore[list-item]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.tuples(ONE_PODS, st.integers(0, 20)), max_size=8), max_size=3))
+def test_annotation_in_any_history(lives: list[list[tuple[Any, int]]]) -> None:
+    """L41: every value that is ever written: while the pod is wanted, none takes `enabled` back."""
+    steps = [[each for step, turns in life for each in (step, ("turns", turns))] for life in lives]
+    asyncio.run(play([IN_THE_MESH, *steps]))
+
+
+async def play(lives: list[list[tuple[str, object]]]) -> None:
+    node = Node()
+    before: History | None = None
+    for number, steps in enumerate(lives or [[]], 1):
+        async with bench(node) as on:
             history = History(on)
-            for kind, *arguments in steps:
-                if kind == "turns":
-                    for _ in range(*arguments):  # type: ignore[call-overload]
-                        await asyncio.sleep(0)
-                else:
-                    getattr(history, kind)(*arguments)
-            await finish(history)
+            if before is not None:
+                history.begin_after(before)
+            await play_steps(history, steps)
+            if number >= len(lives):
+                await finish(history)
+        node.cut_off()
+        before = history
 
-    asyncio.run(play())
+
+async def play_steps(history: History, steps: list[tuple[str, object]]) -> None:
+    for kind, *arguments in steps:
+        if kind == "turns":
+            for _ in range(*arguments):  # type: ignore[call-overload]
+                await asyncio.sleep(0)
+        else:
+            getattr(history, kind)(*arguments)
+            history.note_who_left()
 
 
 async def finish(history: History) -> None:
@@ -457,9 +710,12 @@ async def finish(history: History) -> None:
     node.failures.clear()
     history.ztunnel("there")
     history.namespace("ambient" if history.ambient else "plain")
+    history.heard |= {uid: len(node.written[uid]) for uid in history.pods}
     for uid, labelled in dict(history.pods).items():
         history.see(uid, labelled, addressed=True)
     for row in on.table:
+        if row.sandbox_ended is not None:
+            on.table.handed_over(row, replace(SANDBOX, netns=str(node.namespaces[row.uid])))
         on.reconciler.wake(row)
     await on.settled()
     inside = {uid for uid, labelled in history.pods.items() if labelled or history.ambient}
@@ -568,10 +824,9 @@ async def test_sandbox_that_ends_is_let_go_and_the_next_one_taken() -> None:
         on.table.sandbox_ended(on.row("1"))
         await on.until_state("1", State.WAITING)
         assert (on.node.open, on.node.ztunnel, on.node.probed) == ([], {}, set())
-        assert on.node.annotations[U1] is None
         on.table.handed_over(on.row("1"), replace(SANDBOX, container_id="c2", netns="8"))
         await on.until_state("1", State.ENROLLED)
-        assert on.node.annotations[U1] is Redirection.ENABLED
+        assert on.node.written[U1] == [Redirection.ENABLED], "L41: not taken off in between"
 
 
 async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -613,3 +868,46 @@ async def test_name_leads_to_every_pod_that_has_it() -> None:
         on.table.pod_gone(PodUID("2"))
         assert list(on.table.named("shop", "web")) == [on.row("1")]
         assert list(on.table.named("shop", "other")) == []
+
+
+def warnings(logs: list[MutableMapping[str, Any]]) -> list[str]:
+    return [line["event"] for line in logs if line["log_level"] not in {"debug", "info"}]
+
+
+async def test_end_of_a_sandbox_is_no_warning() -> None:
+    """`lo` goes down before the runtime's DEL comes; what the watch makes of it passes."""
+    node = Node()
+    async with bench(node) as on:
+        await enrolled(on)
+        node.failures["ensure"] = [TransientError("the loopback interface is down")] * 100
+        with capture_logs() as logs:
+            on.reconciler.stirred(U1)
+            await on.until_state("1", State.RETRYING)
+            on.table.sandbox_ended(on.row("1"))
+            await on.until_state("1", State.WAITING)
+        assert warnings(logs) == []
+
+
+async def test_faults_of_a_pod_that_is_being_deleted_are_no_warnings() -> None:
+    """A pod whose containers have ended loses its namespace: nobody has to do anything."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        with capture_logs() as logs:
+            on.node.failures["find"] = [RetryError("not found")] * 5
+            on.table.pod_seen(a_pod(deleting=True))
+            await on.until_state("1", State.RETRYING)
+            await eventually(lambda: not on.node.failures["find"])
+            on.table.pod_gone(U1)
+            await eventually(lambda: len(on.table) == 0)
+        assert warnings(logs) == []
+
+
+async def test_what_should_pass_and_does_not_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod whose `lo` somebody has taken down for good is said, once."""
+    monkeypatch.setattr(reconciler, "TEAR_DOWN", 0.02)
+    node = Node(namespaces={U1: 1})
+    node.failures["ensure"] = [TransientError("the loopback interface is down")] * 10
+    async with bench(node) as on:
+        with capture_logs() as logs:
+            await enrolled(on)
+        assert warnings(logs) == ["will try again"]

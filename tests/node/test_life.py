@@ -181,7 +181,7 @@ async def test_node_reboots(node: Node) -> None:
 
 
 async def test_node_reboots_without_the_plugin(node: Node) -> None:
-    """L2: what the annotation says from before is no proof: not redirected, it comes off."""
+    """L41: what the annotation says from before is no proof, and is no status line either."""
     node.without_plugin()
     await node.start()
     before = await node.run("client")
@@ -190,10 +190,11 @@ async def test_node_reboots_without_the_plugin(node: Node) -> None:
     after = await node.sandbox("client", before.uid)
     node.say(after)
     await node.start_agent()
-    await node.until_annotated(after, "pending")
+    await node.until_state(after.uid, "pending")
     assert after.rules()
+    assert node.annotation(after) == "enabled"
     node.start_ztunnel()
-    await node.until_annotated(after, "enabled")
+    await node.until_state(after.uid, "enrolled")
     server = await node.run("server", labels=OUTSIDE)
     assert await through(after, server)
 

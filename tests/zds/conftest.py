@@ -26,6 +26,8 @@ class Served:
     path: str
     book: Book
     news: list[PodUID] = field(default_factory=list)
+    kept: set[PodUID] = field(default_factory=set)
+    """What a snapshot has to name, handed over or not."""
     ztunnels: list[ModelZtunnel] = field(default_factory=list)
 
     def connect(self, **options: bytes | None) -> ModelZtunnel:
@@ -44,8 +46,9 @@ async def serving(
     directory: Path, *, peer_uids: frozenset[int] = frozenset({0})
 ) -> AsyncIterator[Served]:
     news: list[PodUID] = []
+    kept: set[PodUID] = set()
     path = str(directory / "run" / "ztunnel.sock")
-    served = Served(path, Book(news.append), news)
+    served = Served(path, Book(news.append, lambda: kept), news, kept)
     server = ZdsServer(served.book, peer_uids=peer_uids, answer_timeout=ANSWER_TIMEOUT)
     with listening(path, socket.SOCK_SEQPACKET, setting="ZTUNNEL_UDS_ADDRESS") as listener:
         task = asyncio.create_task(server.serve(listener))

@@ -52,11 +52,11 @@ class History:
         self._start(uid)
 
     def keep(self, uid: str) -> None:
-        if uid not in self.wanted and uid not in self.work:
-            self.served.book.keep(PodUID(uid))
+        self.served.kept.add(PodUID(uid))
 
     def withdraw(self, uid: str) -> None:
         self.wanted.pop(uid, None)
+        self.served.kept.discard(PodUID(uid))
         self._start(uid)
 
     def connect(self) -> None:
@@ -108,6 +108,7 @@ async def play(
         assert well_behaved.workloads == expected
         for uid, namespace in history.wanted.items():
             assert await served.book.offer(a_pod(uid), namespace)
+        history.served.kept.clear()
         for uid in "abcd":
             await served.book.withdraw(PodUID(uid))
         assert well_behaved.workloads == {}

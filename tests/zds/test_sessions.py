@@ -19,7 +19,7 @@ async def test_snapshot_has_every_offer(served: Served, namespace: NewNamespace)
     """A new ztunnel gets an add with its namespace, or a keep, for each pod, then the end."""
     one = namespace()
     assert not await served.book.offer(a_pod("1"), one)
-    served.book.keep(PodUID("2"))
+    served.kept.add(PodUID("2"))
     ztunnel = await served.connected()
     assert ztunnel.requests == [("add", "1"), ("keep", "2"), ("snapshot_sent", "")]
     assert ztunnel.workloads == {"1": one.id}
