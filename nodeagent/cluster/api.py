@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -20,6 +21,8 @@ _MAX_TEXT = 300
 _MAX_ERROR = 64 << 10
 _TIMEOUT = 30.0
 _CONNECT_TIMEOUT = 10.0
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+"""Seconds of silence before the kernel asks, seconds between two questions, and how many."""
 _NO_PARAMS: Mapping[str, str] = {}
 
 
@@ -27,7 +30,12 @@ class ApiError(Exception):
     """The API server said no, or nothing; the text is one line for people."""
 
     def __init__(
-        self, text: str, *, status: int | None = None, retry_after: float | None = None
+        self,
+        text: str,
+        *,
+        status: int | None = None,
+        retry_after: float | None = None,
+        causes: frozenset[str] = frozenset(),
     ) -> None:
         line = " ".join(text.split())
         super().__init__(line if len(line) <= _MAX_TEXT else f"{line[:_MAX_TEXT]}…")
@@ -35,6 +43,8 @@ class ApiError(Exception):
         """The HTTP status; None where there was no answer that could be read."""
         self.retry_after = retry_after
         """Seconds that the server asked to be left alone."""
+        self.causes = causes
+        """The server's own words for why, for programs: ``ResourceVersionTooLarge``, say."""
 
     @property
     def missing(self) -> bool:
@@ -54,6 +64,10 @@ class ApiError(Exception):
 
 class GarbledError(ApiError):
     """What came is nothing that an API server says; asking for the same again is no use."""
+
+
+class SilenceError(ApiError):
+    """A stream has had no byte for as long as its caller would wait."""
 
 
 class ApiServer:
@@ -114,12 +128,14 @@ class ApiServer:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """An answer without end, by the line; a last one without its end is left out.
 
-        No byte for `silence` seconds is an error. Raises ``ApiError``, in the block too.
+        Raises ``ApiError``, in the block too: ``SilenceError`` after `silence` seconds without
+        a byte, ``GarbledError`` for a line that is too long.
         """
         limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=silence)
         async with self._asked(
             "GET", _url(path, params), headers={"Accept": accept}, limit=limit
         ) as response:
+            _notice_a_dead_peer(response)
             yield _lines(response.content)
 
     async def _send(self, method: str, url: str, body: object, *, kind: str) -> dict[str, Any]:
@@ -169,15 +185,30 @@ class ApiServer:
             self._access.credential.refused()
         body = await response.content.read(_MAX_ERROR)
         text = body.decode(errors="replace").strip()
-        with contextlib.suppress(ValueError, AttributeError):
-            text = json.loads(text).get("message") or text
+        said = status_error(None)
+        with contextlib.suppress(ValueError, RecursionError):
+            said = status_error(json.loads(text))
         after = response.headers.get("Retry-After", "")
         return ApiError(
-            f"{text or response.reason} ({response.status})",
+            f"{str(said) or text or response.reason} ({response.status})",
             status=response.status,
             # The form with a date is for caches; no API server sends it.
             retry_after=float(after) if after.isascii() and after.isdigit() else None,
+            causes=said.causes,
         )
+
+
+def status_error(raw: Any) -> ApiError:
+    """What a ``Status`` object says, or nothing where it is none."""
+    raw = raw if isinstance(raw, dict) else {}
+    message, code, details = raw.get("message"), raw.get("code"), raw.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    reasons = [each.get("reason") for each in causes or () if isinstance(each, dict)]
+    return ApiError(
+        message if isinstance(message, str) else "",
+        status=code if isinstance(code, int) else None,
+        causes=frozenset(reason for reason in reasons if isinstance(reason, str)),
+    )
 
 
 def _limit(seconds: float) -> aiohttp.ClientTimeout:
@@ -199,16 +230,25 @@ def _drop(response: aiohttp.ClientResponse) -> None:
 async def _object(response: aiohttp.ClientResponse) -> dict[str, Any]:
     try:
         value = json.loads(await response.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(f"the answer is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ApiError("the answer is not an object")
     return value
 
 
+def _notice_a_dead_peer(response: aiohttp.ClientResponse) -> None:
+    """Have the kernel end the connection within a minute of the other end's death."""
+    if (connection := response.connection) and connection.transport:
+        connected = connection.transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE.items():
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     line = bytearray()
-    while chunk := await content.readany():
+    while chunk := await _chunk(content):
         for number, part in enumerate(chunk.split(b"\n")):
             if number > 0:
                 yield bytes(line)
@@ -216,6 +256,13 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
             line += part
             if len(line) > MAX_LINE:
                 raise GarbledError(f"a line of more than {MAX_LINE} bytes")
+
+
+async def _chunk(content: aiohttp.StreamReader) -> bytes:
+    try:
+        return await content.readany()
+    except TimeoutError as error:
+        raise SilenceError("no answer in time") from error
 
 
 def _words(error: Exception) -> str:

@@ -9,8 +9,11 @@ from urllib.parse import quote
 
 import structlog
 
+from nodeagent.cluster import projection
 from nodeagent.cluster.api import ApiError, ApiServer
-from nodeagent.cluster.listwatch import Gone, ListWatch, Resource, Seen
+from nodeagent.cluster.known import Gone, Seen
+from nodeagent.cluster.listwatch import ListWatch, Resource
+from nodeagent.cluster.projection import ProjectionError
 from nodeagent.mesh.backoff import Backoff
 
 log = structlog.get_logger()
@@ -58,8 +61,8 @@ class Departure:
                 name="daemonsets",
                 path=self._daemonsets,
                 selector={"fieldSelector": f"metadata.name={self._daemonset}"},
-                key=lambda _: "",
-                project=_is_ending,
+                key=projection.name,
+                project=projection.deleting,
                 at_home=True,
             ),
         )
@@ -102,7 +105,7 @@ class Departure:
             reason = self._remembered(f"no answer from the API in {timeout:g} s")
         except (ApiError, UnclearError) as error:
             reason = self._remembered(str(error))
-        except (AttributeError, LookupError, TypeError) as error:
+        except (ProjectionError, AttributeError, LookupError, TypeError) as error:
             reason = self._remembered(f"the API's answer is odd: {error!r}")
         else:
             if reason is None:
@@ -138,7 +141,7 @@ class Departure:
             if unread is not None:
                 raise UnclearError(f"no DaemonSet, and own pod cannot be read: {unread}") from error
             return f"DaemonSet {self._daemonset} is gone"
-        if _is_ending(daemonset):
+        if projection.deleting(daemonset):
             return f"DaemonSet {self._daemonset} is being deleted"
         if not selects(daemonset, await self._api.get(self._node)):
             return f"DaemonSet {self._daemonset} does not select this node"
@@ -147,15 +150,13 @@ class Departure:
     async def _owner(self) -> str:
         """Raises ``ApiError``, ``UnclearError``."""
         pod = await self._api.get(f"{self._pods}/{quote(self._pod_name, safe='')}")
-        for owner in pod["metadata"].get("ownerReferences") or []:
-            if owner.get("controller") and owner["kind"] == "DaemonSet":
-                name: str = owner["name"]
-                return name
-        raise UnclearError(f"pod {self._pod_name} belongs to no DaemonSet")
-
-
-def _is_ending(daemonset: Object) -> bool:
-    return "deletionTimestamp" in daemonset["metadata"]
+        try:
+            owner = projection.controller(pod, "DaemonSet")
+        except ProjectionError as error:
+            raise UnclearError(f"pod {self._pod_name} is odd: {error}") from error
+        if owner is None:
+            raise UnclearError(f"pod {self._pod_name} belongs to no DaemonSet")
+        return owner
 
 
 def selects(daemonset: Object, node: Object) -> bool:

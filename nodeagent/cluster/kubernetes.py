@@ -9,7 +9,8 @@ from urllib.parse import quote
 from nodeagent import checks
 from nodeagent.cluster import projection
 from nodeagent.cluster.api import ApiError, ApiServer
-from nodeagent.cluster.listwatch import SILENCE, Gone, Listed, ListWatch, Resource, Seen
+from nodeagent.cluster.known import Gone, Seen
+from nodeagent.cluster.listwatch import SILENCE, Listed, ListWatch, Resource
 from nodeagent.cluster.source import (
     NamespaceGone,
     NamespaceSeen,
@@ -41,18 +42,26 @@ class KubernetesPods:
     ) -> None:
         """`labels`: the keys of those that are kept of pods and namespaces; None: all."""
         self._api = api
-        self._pod = partial(projection.pod, labels=labels)
-        self._namespace = partial(projection.namespace, labels=labels)
         self._node_name = node_name
-        self._silence = silence
         pods = Resource(
             name="pods",
             path=_PODS,
             selector={"fieldSelector": f"spec.nodeName={node_name}"},
             key=projection.pod_uid,
-            project=self._pod,
+            project=partial(projection.pod, labels=labels),
+        )
+        # By name: one that was made again is the same to its pods, with other labels.
+        namespaces = Resource(
+            name="namespaces",
+            path=_NAMESPACES,
+            selector={},
+            key=projection.name,
+            project=partial(projection.namespace, labels=labels),
+            list_accept=_METADATA_LIST,
+            watch_accept=_METADATA,
         )
         self._pods = ListWatch(api, pods, silence=silence)
+        self._namespaces = ListWatch(api, namespaces, silence=silence)
 
     async def events(self) -> AsyncGenerator[PodEvent, None]:
         """Tell what exists, namespaces first, then ``Synced``, then each change, without end.
@@ -75,30 +84,30 @@ class KubernetesPods:
     async def pod(self, namespace: str, name: str) -> Pod | None:
         """The pod of this name, if it is this node's, as the API has it now.
 
-        Its end will be among the `events`.
+        Where the `events` have overtaken the answer, it is what they know, and None for a
+        pod that has gone. Its end will be among the `events`.
 
         Raises ``ApiError``, ``ProjectionError``.
         """
         if not (_is_name(namespace, 63) and _is_name(name, 253)):
             return None
         path = f"{_NAMESPACES}/{quote(namespace)}/pods/{quote(name)}"
-        raw = await self._asked(path, "application/json")
-        if raw is None or projection.node_of(raw) != self._node_name:
-            return None
-        pod = self._pod(raw)
-        # It may be deleted before the watch has told of it.
-        self._pods.adopt(pod.uid)
-        return pod
+
+        async def get() -> projection.Raw | None:
+            raw = await self._asked(path, "application/json")
+            return raw if raw and projection.node_of(raw) == self._node_name else None
+
+        return await self._pods.ask(get)
 
     async def namespace(self, name: str) -> Namespace | None:
-        """The namespace of this name, as the API has it now.
+        """The namespace of this name, as the API has it now. See `pod`.
 
         Raises ``ApiError``, ``ProjectionError``.
         """
         if not _is_name(name, 63):
             return None
-        raw = await self._asked(f"{_NAMESPACES}/{quote(name)}", _METADATA)
-        return None if raw is None else self._namespace(raw)
+        path = f"{_NAMESPACES}/{quote(name)}"
+        return await self._namespaces.ask(lambda: self._asked(path, _METADATA))
 
     async def _asked(self, path: str, accept: str) -> projection.Raw | None:
         try:
@@ -120,18 +129,7 @@ class KubernetesPods:
     async def _follow_namespaces(
         self, queue: asyncio.Queue[PodEvent | Exception], listed: asyncio.Event
     ) -> None:
-        # By name: one that was made again is the same to its pods, with other labels.
-        namespaces = Resource(
-            name="namespaces",
-            path=_NAMESPACES,
-            selector={},
-            key=projection.namespace_name,
-            project=self._namespace,
-            list_accept=_METADATA_LIST,
-            watch_accept=_METADATA,
-        )
-        watch = ListWatch(self._api, namespaces, silence=self._silence)
-        async with contextlib.aclosing(watch.changes()) as changes:
+        async with contextlib.aclosing(self._namespaces.changes()) as changes:
             async for change in changes:
                 match change:
                     case Seen(namespace):

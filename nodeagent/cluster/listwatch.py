@@ -9,14 +9,22 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
-from nodeagent.cluster.api import JSON, ApiError, ApiServer, GarbledError
-from nodeagent.cluster.projection import ProjectionError, Raw
+from nodeagent.cluster.api import (
+    JSON,
+    ApiError,
+    ApiServer,
+    GarbledError,
+    SilenceError,
+    status_error,
+)
+from nodeagent.cluster.known import Found, Gone, Known, Seen, number, version_of
+from nodeagent.cluster.projection import Raw
 from nodeagent.mesh.backoff import Backoff
 
 log = structlog.get_logger()
@@ -26,10 +34,20 @@ PAGE = 500
 WATCH_TIME = 300.0
 """Seconds after which the server ends a watch, at the least; at most twice that."""
 SILENCE = 150.0
-"""Seconds without a byte after which a watch counts as dead: the server's bookmarks come
-once a minute."""
+"""Seconds without a byte after which a watch is given up for a new one. That is no fault: the
+server's bookmarks come once a minute at most, and where nothing happens in the cluster none
+comes until etcd reports progress, which is every 10 min by default. It is for a connection
+that is dead behind a proxy; a dead peer is noticed sooner, by the kernel (`cluster.api`)."""
+RESUME_SPREAD = 1.0
+"""Seconds; a watch that has ended is resumed at a random moment of them: after the restart of an
+API server all agents of the cluster have lost theirs at once."""
+RELIST_SPREAD = 10.0
+"""Seconds; likewise for the lists that follow where nothing can be resumed."""
 LONGEST_WAIT = 10.0
 """Seconds between two tries at the most, where the server asks for no more."""
+QUIET = 10.0
+"""Seconds of trouble that nobody needs to hear of: API servers are restarted, and what stands in
+front of them cuts connections. A refusal is said at once."""
 _LONGEST_REQUEST = 60.0
 _STEADY = 10.0
 """Seconds that a connection stands before it counts as a success, though nothing came."""
@@ -39,6 +57,10 @@ knows no version of before, and answers 504 for ever."""
 _EXPIRED = 410
 _UNKNOWN_USER = 401
 _NOT_THE_VERSION = frozenset({None, 401, 403, 429})
+_TOO_LARGE = "ResourceVersionTooLarge"
+"""The server's word where it knows no version as new as the one that was asked for."""
+_AT_A_TIME = 100
+"""Objects of a list that are read before others have their turn: some 5 ms."""
 
 T = TypeVar("T")
 
@@ -61,20 +83,6 @@ class Resource(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen(Generic[T]):
-    """An object that is new, or has changed for us."""
-
-    value: T
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The object with this key no longer exists."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
 class Listed:
     """A list has been told completely. Comes after each."""
 
@@ -89,16 +97,19 @@ class ListWatch(Generic[T]):
         self._api = api
         self._resource = resource
         self._silence = silence
-        self._known: dict[str, T | None] = {}
-        """None: it exists, but is not as it should be."""
+        self._known = Known(resource.key, resource.project, self._passed_over)
         self._version = ""
         """From where a watch resumes."""
+        self._consistent = False
+        """Whether the next list must come from etcd: the server's cache has no part in it."""
+        self._failing_since: float | None = None
         self._trouble = ""
+        """What was said last of what keeps it from being followed."""
         self._log = log.bind(resource=resource.name)
 
-    def adopt(self, key: str) -> None:
-        """Note that `key` was told of by somebody else: that it is gone will be told here."""
-        self._known.setdefault(key, None)
+    async def ask(self, get: Callable[[], Awaitable[Raw | None]]) -> T | None:
+        """Ask for one object, in order with the `changes`: see `Known.ask`."""
+        return await self._known.ask(get)
 
     async def changes(self) -> AsyncGenerator[Change[T], None]:
         """Tell everything, without end; only a fault of ours ends it."""
@@ -111,6 +122,9 @@ class ListWatch(Generic[T]):
                         yield change
             except ApiError as error:
                 wait = self._failed("list", error)
+                self._consistent |= error.status == _EXPIRED or _TOO_LARGE in error.causes
+            else:
+                wait = random.uniform(0, RELIST_SPREAD)  # noqa: S311 - spreads load
             await asyncio.sleep(max(wait, backoff.delay()))
 
     async def _from_list(self, backoff: Backoff) -> AsyncGenerator[Change[T], None]:
@@ -132,15 +146,19 @@ class ListWatch(Generic[T]):
                 # Resuming would meet the same line again; the list has the state without it.
                 self._failed("watch", error)
                 return
+            except SilenceError:
+                self._log.debug("nothing was heard; watching anew", seconds=self._silence)
             except ApiError as error:
                 if error.status == _EXPIRED:
-                    self._log.info("too much was missed to resume; listing anew")
+                    self._log.debug("too much was missed to resume; listing anew")
                     return
                 refused += error.status not in _NOT_THE_VERSION
                 wait = self._failed("watch", error)
             if asyncio.get_running_loop().time() - began > _STEADY:
                 backoff.reset()
-            await asyncio.sleep(max(wait, backoff.delay()))
+            spread = random.uniform(0, RESUME_SPREAD)  # noqa: S311 - spreads load
+            await asyncio.sleep(max(wait, backoff.delay() + spread))
+        self._consistent = True
 
     async def _connection(self) -> AsyncGenerator[Change[T] | None, None]:
         """Watch once, until the server ends it; None: nothing to tell. Raises ``ApiError``."""
@@ -163,73 +181,73 @@ class ListWatch(Generic[T]):
                 kind, raw = _event(line)
                 yield None if kind == "BOOKMARK" else self._changed(kind, raw)
                 # Only now: what was told is what a resumption need not repeat.
-                self._version = _version(raw)
+                self._version = version_of(raw) or self._version
 
-    async def _list(self) -> list[Change[T]]:
+    async def _list(self) -> list[Seen[T] | Gone]:
         """The difference between what is known and what there is. Raises ``ApiError``."""
-        found: dict[str, T | None] = {}
-        changes: list[Change[T]] = []
-        params = {**self._resource.selector, "limit": str(PAGE)}
+        found: dict[str, Found[T]] = {}
+        params = {**self._resource.selector, **self._freshness()}
         while True:
             page = await self._api.get(
                 self._resource.path, params=params, accept=self._resource.list_accept
             )
-            found |= dict(self._projected(page.get("items") or ()))
-            metadata = page.get("metadata") or {}
-            if not (more := metadata.get("continue")):
+            items, version, more = _page(page)
+            for index, raw in enumerate(items):
+                if index % _AT_A_TIME == 0:
+                    await asyncio.sleep(0)
+                if (read := self._known.read(raw)) is not None:
+                    key, value = read
+                    found[key] = Found(value, number(raw))
+            if not more:
                 break
-            params["continue"] = more
-        # The old ones first: a new one may have an old one's name or address.
-        changes.extend(Gone(key) for key in self._known.keys() - found.keys())
-        for key, value in found.items():
-            if value is not None and value != self._known.get(key):
-                changes.append(Seen(value))
-        self._known = found
-        self._version = _version(page)
+            # The first page's version holds for all of them.
+            params = {**self._resource.selector, "limit": str(PAGE), "continue": more}
+        changes = self._known.become(found, number(page))
+        self._version = version
+        self._consistent = False
         self._works()
         return changes
 
-    def _projected(self, items: Iterable[Raw]) -> Iterator[tuple[str, T | None]]:
-        for raw in items:
-            try:
-                key = self._resource.key(raw)
-            except ProjectionError as error:
-                self._log.warning("object passed over", reason=str(error))
-                continue
-            try:
-                yield key, self._resource.project(raw)
-            except ProjectionError as error:
-                # It exists: nothing that is missing or odd makes it gone (L9).
-                self._log.warning("object passed over", key=key, reason=str(error))
-                yield key, None
+    def _freshness(self) -> dict[str, str]:
+        """How new a list has to be: what costs etcd a read of everything only where it must.
 
-    def _changed(self, kind: str, raw: Raw) -> Change[T] | None:
-        if kind == "DELETED":
-            with contextlib.suppress(ProjectionError):
-                if (key := self._resource.key(raw)) in self._known:
-                    del self._known[key]
-                    return Gone(key)
+        https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
+        """
+        if self._consistent:
+            return {"limit": str(PAGE)}
+        if not self._version:
+            # A server that has no cache of the resource answers by the page.
+            return {"resourceVersion": "0", "limit": str(PAGE)}
+        # With a limit, the server would not take it from its cache.
+        return {"resourceVersion": self._version, "resourceVersionMatch": "NotOlderThan"}
+
+    def _changed(self, kind: str, raw: Raw) -> Seen[T] | Gone | None:
+        if (read := self._known.read(raw)) is None:
             return None
-        for key, value in self._projected([raw]):
-            # Most news of a pod changes nothing for us.
-            if value is not None and value != self._known.get(key):
-                self._known[key] = value
-                return Seen(value)
-            self._known.setdefault(key, None)
-        return None
+        key, value = read
+        if kind == "DELETED":
+            return self._known.deleted(key, number(raw))
+        return self._known.exists(key, value, number(raw))
+
+    def _passed_over(self, key: str, reason: str, ours: bool) -> None:
+        self._log.warning("object passed over", key=key, reason=reason, exc_info=ours)
 
     def _failed(self, verb: str, error: ApiError) -> float:
         """Say it, unless it was said, and return how long the server wants to be left alone."""
-        reason = str(error)
-        if error.denied:
-            reason = _denial(error, verb, self._resource, self._api.account)
-        if (trouble := f"{verb} {error.status}") != self._trouble:
+        now = asyncio.get_running_loop().time()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        told = error.denied or isinstance(error, GarbledError) or now - self._failing_since >= QUIET
+        if told and (trouble := f"{verb} {error.status}") != self._trouble:
+            self._trouble = trouble
+            reason = str(error)
+            if error.denied:
+                reason = _denial(error, verb, self._resource, self._api.account)
             self._log.warning("cannot be followed; trying again", reason=reason)
-        self._trouble = trouble
         # Those who were sent away together do not come back together.
         return min(error.retry_after or 0, _LONGEST_REQUEST) * random.uniform(1, 1.2)  # noqa: S311
 
     def _works(self) -> None:
+        self._failing_since = None
         if self._trouble:
             self._trouble = ""
             self._log.info("followed again")
@@ -244,20 +262,22 @@ def _denial(error: ApiError, verb: str, resource: Resource[T], who: str) -> str:
     return f'{what}: {who} needs the {role} "nodeagent" (deploy/base/rbac.yaml)'
 
 
-def _event(line: bytes) -> tuple[str, Raw]:
+def _event(line: bytes) -> tuple[str, Any]:
     try:
         event = json.loads(line)
         kind, raw = event["type"], event["object"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise GarbledError(f"a line of the watch is no event: {line[:80]!r}") from error
     if kind == "ERROR":
-        raise ApiError(str(raw.get("message")), status=raw.get("code"))
+        raise status_error(raw)
     return kind, raw
 
 
-def _version(raw: Raw) -> str:
-    try:
-        version: str = raw["metadata"]["resourceVersion"]
-    except (LookupError, TypeError) as error:
-        raise GarbledError("an object came without its version") from error
-    return version
+def _page(page: Raw) -> tuple[list[Any], str, str]:
+    """The objects of a list, its version, and where it goes on, "" for nowhere."""
+    items, metadata = page.get("items"), page.get("metadata")
+    more = metadata.get("continue") if isinstance(metadata, dict) else None
+    version = version_of(page)
+    if not isinstance(items, list | None) or not isinstance(more, str | None) or not version:
+        raise GarbledError("a list came without its version, or in another shape")
+    return items or [], version, more or ""

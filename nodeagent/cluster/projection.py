@@ -1,7 +1,7 @@
 """Objects of the Kubernetes API, made into what the agent keeps of them at once (L25)."""
 
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -21,6 +21,9 @@ _ANNOTATIONS = RELEVANT_ANNOTATIONS - {NETNS_PATH}
 
 Raw = Mapping[str, Any]
 
+_LONGEST_NAME = 253
+_SHOWN = 80
+
 
 class ProjectionError(ValueError):
     """An object does not have the shape that the API gives it; the text names the field."""
@@ -28,17 +31,40 @@ class ProjectionError(ValueError):
 
 def pod_uid(raw: Raw) -> PodUID:
     """What tells a pod from every other. Raises ``ProjectionError``."""
-    return PodUID(_text(_map(raw, "metadata"), "uid"))
+    return PodUID(_name(_map(raw, "metadata"), "uid"))
 
 
-def namespace_name(raw: Raw) -> str:
-    """A namespace's name. Raises ``ProjectionError``."""
-    return _text(_map(raw, "metadata"), "name")
+def name(raw: Raw) -> str:
+    """An object's name. Raises ``ProjectionError``."""
+    return _name(_map(raw, "metadata"), "name")
+
+
+def deleting(raw: Raw) -> bool:
+    """Whether an object was deleted, but still exists. Raises ``ProjectionError``."""
+    return _map(raw, "metadata").get("deletionTimestamp") is not None
 
 
 def node_of(raw: Raw) -> str:
     """The node that a pod is bound to, or nothing. Raises ``ProjectionError``."""
     return _text(_map(raw, "spec"), "nodeName", "")
+
+
+def controller(raw: Raw, kind: str) -> str | None:
+    """The name of the `kind` that an object belongs to. Raises ``ProjectionError``."""
+    for owner in _maps(_map(raw, "metadata"), "ownerReferences"):
+        if owner.get("controller") is True and owner.get("kind") == kind:
+            return _name(owner, "name")
+    return None
+
+
+def taints(raw: Raw) -> Sequence[Raw]:
+    """The taints of a node. Raises ``ProjectionError``."""
+    return _maps(_map(raw, "spec"), "taints")
+
+
+def version(raw: Raw) -> str:
+    """The version of an object, or of a list. Raises ``ProjectionError``."""
+    return _name(_map(raw, "metadata"), "resourceVersion")
 
 
 def pod(raw: Raw, *, labels: Container[str] | None = None) -> Pod:
@@ -50,8 +76,8 @@ def pod(raw: Raw, *, labels: Container[str] | None = None) -> Pod:
     annotations = _map(metadata, "annotations")
     return Pod(
         uid=pod_uid(raw),
-        name=_text(metadata, "name"),
-        namespace=sys.intern(_text(metadata, "namespace")),
+        name=_name(metadata, "name"),
+        namespace=sys.intern(_name(metadata, "namespace")),
         labels=_labels(metadata, labels),
         annotations={
             key: _text(annotations, key)[:LONGEST_ANNOTATION]
@@ -61,18 +87,17 @@ def pod(raw: Raw, *, labels: Container[str] | None = None) -> Pod:
         service_account=sys.intern(_text(spec, "serviceAccountName", "default")),
         host_network=spec.get("hostNetwork") is True,
         phase=sys.intern(_text(status, "phase", "Pending")),
-        deleting="deletionTimestamp" in metadata,
+        deleting=deleting(raw),
     )
 
 
 def namespace(raw: Raw, *, labels: Container[str] | None = None) -> Namespace:
     """A namespace, of which only name and labels count; see `pod`. Raises ``ProjectionError``."""
-    name = sys.intern(namespace_name(raw))
-    return Namespace(name, _labels(_map(raw, "metadata"), labels))
+    return Namespace(sys.intern(name(raw)), _labels(_map(raw, "metadata"), labels))
 
 
 def _addresses(status: Raw) -> tuple[IPAddress, ...]:
-    several = status.get("podIPs")
+    several = _maps(status, "podIPs")
     texts = [_text(one, "ip") for one in several] if several else [_text(status, "podIP", "")]
     return tuple(map(_address, filter(None, texts)))
 
@@ -96,18 +121,43 @@ def _map(raw: Raw, key: str) -> Raw:
     return value
 
 
+def _maps(raw: Raw, key: str) -> list[Raw]:
+    values = raw.get(key)
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise ProjectionError(f"{key}: a list of mappings is expected")
+    return values
+
+
 def _text(raw: Raw, key: str, default: str | None = None) -> str:
-    value = raw.get(key, default) if isinstance(raw, dict) else None
-    if not isinstance(value, str):
-        raise ProjectionError(f"{key}: a string is expected")
+    value = raw.get(key) if isinstance(raw, dict) else None
+    value = default if value is None else value
+    # JSON can name half a character, which can be written nowhere.
+    if not isinstance(value, str) or (not value.isascii() and _is_half(value)):
+        raise ProjectionError(f"{key[:_SHOWN]}: a string is expected")
     return value
 
 
 def _labels(metadata: Raw, wanted: Container[str] | None) -> dict[str, str]:
     found = _map(metadata, "labels")
     # Five thousand namespaces have few different labels: each text is kept once.
-    return {
+    kept = {
         sys.intern(key): sys.intern(_text(found, key))
         for key in found
         if wanted is None or key in wanted
     }
+    if not all(map(str.isascii, kept)):
+        raise ProjectionError("labels: names in ASCII are expected")
+    return kept
+
+
+def _name(raw: Raw, key: str) -> str:
+    text = _text(raw, key)
+    if not 0 < len(text) <= _LONGEST_NAME:
+        raise ProjectionError(f"{key}: a name is expected")
+    return text
+
+
+def _is_half(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

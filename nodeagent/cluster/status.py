@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from nodeagent.cluster import projection
 from nodeagent.cluster.api import ApiError, ApiServer
 from nodeagent.cluster.events import Events
 from nodeagent.cluster.logged import LoggedStatus
 from nodeagent.cluster.outbox import Outbox
+from nodeagent.cluster.projection import ProjectionError
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
 from nodeagent.mesh.workload import Redirection
 
@@ -120,7 +122,10 @@ class KubernetesStatus:
             if error.missing:
                 return True
             raise
-        return bool(pod["metadata"]["uid"] != patch.uid)
+        try:
+            return projection.pod_uid(pod) != patch.uid
+        except ProjectionError as error:
+            raise ApiError(f"the pod is odd: {error}") from error
 
 
 def _status_of(pod: Pod) -> str:

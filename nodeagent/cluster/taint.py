@@ -1,12 +1,13 @@
 """The start-up taint: it keeps pods off a new node until its agent is ready (L19)."""
 
 import asyncio
-from typing import Any
 from urllib.parse import quote
 
 import structlog
 
+from nodeagent.cluster import projection
 from nodeagent.cluster.api import ApiError, ApiServer
+from nodeagent.cluster.projection import ProjectionError
 from nodeagent.mesh.backoff import Backoff
 
 log = structlog.get_logger()
@@ -41,13 +42,15 @@ async def remove_taint(api: ApiServer, node_name: str, key: str) -> bool:
 
 
 async def _attempt(api: ApiServer, path: str, key: str) -> bool:
-    node: dict[str, Any] = await api.get(path)
-    taints = node.get("spec", {}).get("taints") or []
+    node = await api.get(path)
+    try:
+        taints, version = projection.taints(node), projection.version(node)
+    except ProjectionError as error:
+        raise ApiError(f"the node is odd: {error}") from error
     others = [taint for taint in taints if taint.get("key") != key]
     if len(others) == len(taints):
         return False
     # With the version: a merge patch replaces the list, and somebody else's taint in it.
-    version = node["metadata"]["resourceVersion"]
     patch = {"metadata": {"resourceVersion": version}, "spec": {"taints": others}}
     await api.patch(path, patch)
     return True

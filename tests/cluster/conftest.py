@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from nodeagent.cluster import listwatch
 from tests.cluster.binaries import missing
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import FaultProxy
@@ -31,6 +32,13 @@ def namespace(control_plane: ControlPlane) -> str:
 def node_name() -> str:
     """The name of a node that no other test has; there is no Node object of the name."""
     return f"node-{next(_numbers)}"
+
+
+@pytest.fixture(autouse=True)
+def _no_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one agent here: nobody with whom it must not come back together."""
+    monkeypatch.setattr(listwatch, "RESUME_SPREAD", 0.0)
+    monkeypatch.setattr(listwatch, "RELIST_SPREAD", 0.0)
 
 
 @pytest.fixture

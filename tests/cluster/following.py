@@ -44,6 +44,10 @@ class Told:
                 assert not self.synced
                 self.synced = True
 
+    async def listen(self, events: AsyncIterator[PodEvent]) -> None:
+        async for event in events:
+            self.take(event)
+
     def names(self) -> list[str]:
         return sorted(pod.name for pod in self.pods.values())
 
@@ -78,8 +82,7 @@ async def following(
     async def follow(api: ApiServer) -> None:
         source = KubernetesPods(api, node_name, silence=silence)
         async with contextlib.aclosing(source.events()) as events:
-            async for event in events:
-                told.take(event)
+            await told.listen(events)
 
     async with connected(kubeconfig) as api:
         task = asyncio.create_task(follow(api), name="following")

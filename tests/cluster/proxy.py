@@ -31,6 +31,7 @@ class _Rule:
     times: int
     answer: Callable[[], web.Response] | None = None
     half_line: bool = False
+    keep: asyncio.Event | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +53,8 @@ class FaultProxy:
         """Everything that was asked, passed on or not: ``GET /api/v1/pods?watch=1``."""
         self.delay = 0.0
         """Seconds that each request waits before it is passed on."""
+        self.kept = 0
+        """How many answers of the server were kept back so far."""
         self._rules: list[_Rule] = []
         self._silent: set[object] = set()
         self._flowing = asyncio.Event()
@@ -95,6 +98,10 @@ class FaultProxy:
     def count(self, match: str = _ANYTHING) -> int:
         """How many requests were made so far of those that `match` names."""
         return sum(1 for request in self.requests if re.search(match, request))
+
+    def last(self, match: str) -> str:
+        """The latest request of those that `match` names."""
+        return next(each for each in reversed(self.requests) if re.search(match, each))
 
     async def up(self) -> None:
         """Take connections (again), at the same address."""
@@ -141,6 +148,14 @@ class FaultProxy:
             return web.Response(status=status, text=body, headers=headers)
 
         self._rules.append(_Rule(match=re.compile(match), times=times, answer=answer))
+
+    def keep_answer(self, *, match: str) -> asyncio.Event:
+        """Ask the server what the next request that matches asks, and pass its answer on only
+        when the event is set.
+        """
+        event = asyncio.Event()
+        self._rules.append(_Rule(match=re.compile(match), times=1, keep=event))
+        return event
 
     def obey(self) -> None:
         """Forget what was still to be done to requests."""
@@ -195,6 +210,12 @@ class FaultProxy:
             async with self._passed_on(request) as answer:
                 if answer.connection and answer.connection.transport:
                     self._upstream.add(answer.connection.transport)
+                if rule := self._due(asked, lambda rule: rule.keep is not None):
+                    assert rule.keep
+                    body = await answer.read()
+                    self.kept += 1
+                    await rule.keep.wait()
+                    return web.Response(status=answer.status, body=body)
                 return await self._relay(request, asked, answer)
         except (aiohttp.ClientError, OSError):
             # The server is away, and this is how that looks to a client.

@@ -1,6 +1,9 @@
 """What a network, an API server and an etcd do to a watch: it is as if it had never broken."""
 
+import asyncio
+import contextlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +12,23 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodeagent.cluster import api, listwatch
+from nodeagent.cluster.kubernetes import KubernetesPods
 from nodeagent.cluster.source import PodEvent, PodGone, PodSeen
 from nodeagent.mesh.pod import PodUID
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.following import following
+from tests.cluster.following import Told, connected, following
 from tests.cluster.proxy import FaultProxy
 from tests.eventually import eventually
 
 WATCH_OF_PODS = "GET /api/v1/pods.*watch="
-LIST_OF_PODS = "GET /api/v1/pods.*limit="
+LIST_OF_PODS = r"GET /api/v1/pods\?(?!.*watch=)"
+
+TOO_LARGE = {
+    "kind": "Status",
+    "code": 504,
+    "message": "Too large resource version: 9, current: 1",
+    "details": {"causes": [{"reason": "ResourceVersionTooLarge"}]},
+}
 
 
 class Cluster:
@@ -38,6 +49,10 @@ class Cluster:
 
     def delete(self, name: str) -> None:
         self.admin.delete(f"/api/v1/namespaces/{self.namespace}/pods/{name}", grace=0)
+
+    def label(self, name: str, labels: dict[str, str]) -> None:
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
+        self.admin.patch(path, {"metadata": {"labels": labels}})
 
     async def watched(self) -> None:
         """Wait until the server has answered a watch of pods."""
@@ -131,20 +146,71 @@ async def test_gone_between_pages(cluster: Cluster, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(listwatch, "PAGE", 2)
     for name in "abcde":
         cluster.make(name)
+    # Only etcd itself answers by the page.
+    cluster.proxy.answer(504, json.dumps(TOO_LARGE), match=LIST_OF_PODS)
     cluster.proxy.answer_gone(match="pods.*continue=")
     async with following(cluster.config, cluster.node) as told:
         assert told.names() == list("abcde")
+        assert cluster.proxy.count("pods.*continue=") == 3
         assert sum(isinstance(event, PodSeen) for event in told.events) == 5
         assert not any(isinstance(event, PodGone) for event in told.events)
 
 
 async def test_half_open_connection(cluster: Cluster) -> None:
     """A watch that is silent for too long is replaced, though its connection looks alive."""
-    async with following(cluster.config, cluster.node, silence=1) as told:
+    with capture_logs() as logs:
+        async with following(cluster.config, cluster.node, silence=1) as told:
+            await cluster.watched()
+            cluster.proxy.stall()
+            with no_list(cluster):
+                cluster.make("a")
+                await told.has("a")
+    assert [log for log in logs if log["log_level"] != "debug"] == []
+
+
+async def test_nothing_happens(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster in which nothing happens for longer than a watch waits is no fault, and is not
+    listed again for it.
+    """
+    monkeypatch.setattr(listwatch, "QUIET", 0.0)
+    with capture_logs() as logs:
+        async with following(cluster.config, cluster.node, silence=0.3) as told:
+            await cluster.watched()
+            with no_list(cluster):
+                await eventually(lambda: cluster.proxy.count(WATCH_OF_PODS) >= 4)
+                cluster.make("a")
+                await told.has("a")
+    assert [log for log in logs if log["log_level"] != "debug"] == []
+
+
+async def test_lists_from_the_cache(cluster: Cluster) -> None:
+    """Ten thousand agents that list cost etcd nothing: the first list takes what the server's
+    cache has, a later one what is not older than what was seen; only what the server says it
+    cannot have, because its etcd was restored, leads to etcd itself.
+    """
+    cluster.make("a")
+    async with following(cluster.config, cluster.node) as told:
         await cluster.watched()
-        cluster.proxy.stall()
-        cluster.make("a")
-        await told.has("a")
+        assert "resourceVersion=0&" in cluster.proxy.last(LIST_OF_PODS)
+        await eventually(lambda: cluster.proxy.watched("GET /api/v1/namespaces.*watch="))
+        assert "resourceVersion=0&" in cluster.proxy.last(r"GET /api/v1/namespaces\?(?!.*watch=)")
+        cluster.make("b")
+        await told.has("a", "b")
+        cluster.proxy.answer_gone(match=WATCH_OF_PODS)
+        cluster.proxy.cut()
+        await eventually(lambda: cluster.proxy.count(LIST_OF_PODS) == 2)
+        again = cluster.proxy.last(LIST_OF_PODS)
+        assert re.search(r"resourceVersion=[1-9]\d*&resourceVersionMatch=NotOlderThan", again)
+        assert "limit=" not in again
+        cluster.make("c")
+        await told.has("a", "b", "c")
+        cluster.proxy.answer_gone(match=WATCH_OF_PODS)
+        cluster.proxy.answer(504, json.dumps(TOO_LARGE), match=LIST_OF_PODS)
+        cluster.proxy.cut()
+        cluster.make("d")
+        await told.has("a", "b", "c", "d")
+        assert "resourceVersion" not in cluster.proxy.last(LIST_OF_PODS)
+    assert not any(isinstance(event, PodGone) for event in told.events)
 
 
 async def test_truncated_line(cluster: Cluster) -> None:
@@ -159,8 +225,8 @@ async def test_truncated_line(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b'{"type": "ADDED", "object"\n', b"null\n", b'{"type": "ADDED", "object": []}\n'],
-    ids=["broken", "null", "list"],
+    [b'{"type": "ADDED", "object"\n', b"null\n", b'{"type": "ADDED"}\n'],
+    ids=["broken", "null", "half"],
 )
 async def test_broken_line(cluster: Cluster, line: bytes) -> None:
     """A line that is no event ends the watch; what it may have hidden comes by a new list."""
@@ -187,18 +253,22 @@ async def test_giant_line(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> 
         ]
 
 
-async def test_odd_object(cluster: Cluster) -> None:
-    """An object that is not as it should be is passed over, said so, and the watch goes on."""
+@pytest.mark.parametrize("ips", [7, [7], "10.0.0.1", {"ip": []}])
+async def test_odd_object(cluster: Cluster, ips: object) -> None:
+    """An object that is not as it should be is passed over, said so once, and the watch goes on."""
     uid = cluster.make("a")
     async with following(cluster.config, cluster.node) as told:
         await cluster.watched()
         with capture_logs() as logs, no_list(cluster):
-            odd = {"metadata": {"uid": uid, "resourceVersion": "1"}, "status": {"podIPs": [7]}}
-            line = json.dumps({"type": "MODIFIED", "object": odd}).encode() + b"\n"
-            assert await cluster.proxy.inject(line, match=WATCH_OF_PODS)
+            odd = {"metadata": {"uid": uid, "resourceVersion": "1"}, "status": {"podIPs": ips}}
+            ones: tuple[object, ...] = (odd, odd, [], "text", {"metadata": 7})
+            for one in ones:
+                line = json.dumps({"type": "MODIFIED", "object": one}).encode() + b"\n"
+                assert await cluster.proxy.inject(line, match=WATCH_OF_PODS)
             cluster.make("b")
             await told.has("a", "b")
-        assert [log["key"] for log in logs if log["event"] == "object passed over"] == [uid]
+        # Of those that cannot be named, one line stands for all.
+        assert [log["key"] for log in logs if log["event"] == "object passed over"] == [uid, ""]
 
 
 async def test_odd_object_in_a_list(cluster: Cluster) -> None:
@@ -228,8 +298,9 @@ async def test_busy_server(cluster: Cluster) -> None:
         assert cluster.proxy.count(LIST_OF_PODS) == 2
 
 
-async def test_failing_server(cluster: Cluster) -> None:
+async def test_failing_server(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """500 with a text, on list and watch: said once with that text, then it works again."""
+    monkeypatch.setattr(listwatch, "QUIET", 0.0)
     cluster.proxy.answer(500, "etcd is\nunwell", match=LIST_OF_PODS, times=3)
     cluster.proxy.answer(500, "etcd is unwell", match=WATCH_OF_PODS, times=2)
     with capture_logs() as logs:
@@ -278,6 +349,78 @@ async def test_restart_of_the_server(cluster: Cluster, control_plane: ControlPla
         cluster.make("b")
         await told.has("a", "b", seconds=15)
         assert not any(isinstance(event, PodGone) for event in told.events[before:])
+
+
+@pytest.mark.parametrize("end", ["deleted", "labelled"])
+async def test_answer_that_the_watch_has_overtaken(cluster: Cluster, end: str) -> None:
+    """An answer to a direct question that comes after news of a later state gives that later
+    state, and no pod where it has gone: nobody would ever tell of it again.
+    """
+    cluster.make("first")
+    told = Told()
+    async with connected(cluster.config) as api:
+        source = KubernetesPods(api, cluster.node)
+        async with contextlib.aclosing(source.events()) as events, asyncio.TaskGroup() as tasks:
+            listening = tasks.create_task(told.listen(events), name="listening")
+            await told.has("first")
+            await cluster.watched()
+            uid = cluster.make("a")
+            await told.has("a", "first")
+            late = cluster.proxy.keep_answer(match="GET .*/pods/a$")
+            asking = tasks.create_task(source.pod(cluster.namespace, "a"), name="asking")
+            await eventually(lambda: cluster.proxy.kept == 1)
+            if end == "deleted":
+                cluster.delete("a")
+                await told.has("first")
+            else:
+                cluster.label("a", {"istio.io/dataplane-mode": "ambient"})
+                await eventually(lambda: bool(told.pods[uid].labels))
+            late.set()
+            assert await asking == told.pods.get(uid)
+            listening.cancel()
+
+
+async def test_answer_that_a_list_does_not_have_yet(cluster: Cluster) -> None:
+    """A list from before a pod was asked for does not make the pod gone, nor an older state
+    of it the latest.
+    """
+    cluster.make("first")
+    told = Told()
+    async with connected(cluster.config) as api:
+        source = KubernetesPods(api, cluster.node)
+        late = cluster.proxy.keep_answer(match=LIST_OF_PODS)
+        async with contextlib.aclosing(source.events()) as events, asyncio.TaskGroup() as tasks:
+            listening = tasks.create_task(told.listen(events), name="listening")
+            await eventually(lambda: cluster.proxy.kept == 1)
+            uid = cluster.make("a")
+            cluster.label("first", {"istio.io/dataplane-mode": "ambient"})
+            assert await source.pod(cluster.namespace, "a")
+            assert await source.pod(cluster.namespace, "first")
+            late.set()
+            await told.has("a", "first")
+            listening.cancel()
+    assert PodGone(uid) not in told.events
+    firsts = [event.pod for event in told.events if isinstance(event, PodSeen)]
+    assert all(pod.labels for pod in firsts if pod.name == "first")
+
+
+async def test_namespace_that_the_watch_has_overtaken(cluster: Cluster) -> None:
+    """The labels of a namespace that was asked for are never older than those that were told."""
+    told = Told()
+    async with connected(cluster.config) as api:
+        source = KubernetesPods(api, cluster.node)
+        async with contextlib.aclosing(source.events()) as events, asyncio.TaskGroup() as tasks:
+            listening = tasks.create_task(told.listen(events), name="listening")
+            await eventually(lambda: cluster.proxy.watched("GET /api/v1/namespaces.*watch="))
+            late = cluster.proxy.keep_answer(match=f"GET .*/namespaces/{cluster.namespace}$")
+            asking = tasks.create_task(source.namespace(cluster.namespace), name="asking")
+            await eventually(lambda: cluster.proxy.kept == 1)
+            labels = {"metadata": {"labels": {"istio.io/dataplane-mode": "ambient"}}}
+            cluster.admin.patch(f"/api/v1/namespaces/{cluster.namespace}", labels)
+            await eventually(lambda: len(told.namespaces[cluster.namespace].labels) == 2)
+            late.set()
+            assert await asking == told.namespaces[cluster.namespace]
+            listening.cancel()
 
 
 def _seen(events: list[PodEvent], uid: str) -> Iterator[int]:

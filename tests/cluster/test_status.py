@@ -180,11 +180,8 @@ async def test_half_open_connection(
         assert shop.annotation() == "enabled"
 
 
-async def test_answer_that_makes_no_sense(
-    api: ApiServer, proxy: FaultProxy, shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fault of ours with one pod is logged with its traceback, and tried again."""
-    monkeypatch.setattr(outbox, "_LONGEST_PAUSE", 0.1)
+async def test_answer_that_makes_no_sense(api: ApiServer, proxy: FaultProxy, shop: Shop) -> None:
+    """A pod that the server shows in an odd shape is no fault of ours: it is asked for again."""
     pod = shop.pod()
     proxy.answer(422, match="PATCH")
     proxy.answer(200, "{}", match="GET", headers={"Content-Type": "application/json"})
@@ -193,7 +190,7 @@ async def test_answer_that_makes_no_sense(
             status.report(pod, ENABLED)
             await delivered(status)
     assert shop.annotation() == "enabled"
-    assert [line["key"] for line in logs if line["event"] == "unexpected failure"] == [pod.uid]
+    assert not any(line["event"] == "unexpected failure" for line in logs)
 
 
 async def test_state_that_is_on_its_way_is_not_sent_twice(

@@ -13,11 +13,15 @@ from hypothesis import strategies as st
 
 from nodeagent.cluster.projection import (
     ProjectionError,
+    controller,
+    deleting,
+    name,
     namespace,
-    namespace_name,
     node_of,
     pod,
     pod_uid,
+    taints,
+    version,
 )
 from nodeagent.mesh.pod import LONGEST_ANNOTATION, NETNS_PATH, Namespace, Pod, PodUID
 
@@ -123,13 +127,28 @@ def test_namespace_is_projected() -> None:
     assert namespace(raw) == Namespace("shop", {"a": "b"})
 
 
+texts = st.text(st.characters(), max_size=5) | st.just("\ud800") | st.just("x" * 1000)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=5,
 )
 
 
+READERS = (
+    pod,
+    pod_uid,
+    namespace,
+    name,
+    node_of,
+    deleting,
+    taints,
+    version,
+    lambda raw: controller(raw, "DaemonSet"),
+)
+
+
+@pytest.mark.fuzz
 @given(json_values, st.sampled_from(["metadata", "spec", "status"]), st.data())
 def test_odd_objects(value: Any, part: str, data: st.DataObject) -> None:
     """Whatever stands in a field, an object is projected or refused, and nothing breaks."""
@@ -138,11 +157,36 @@ def test_odd_objects(value: Any, part: str, data: st.DataObject) -> None:
         raw[part] = value
     else:
         raw[part][data.draw(st.sampled_from(sorted(POD[part])))] = value
-    for project in (pod, pod_uid, namespace, namespace_name, node_of):
+    for project in READERS:
         try:
             project(raw)
         except ProjectionError as error:
             assert len(str(error)) < 200  # noqa: PT017 - it may also pass
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("status", "podIPs", 1),
+        ("status", "podIPs", {"ip": "10.0.0.7"}),
+        ("metadata", "uid", ""),
+        ("metadata", "uid", "x" * 300),
+        ("metadata", "name", "\ud800"),
+        ("metadata", "labels", {"\ud800": "a"}),
+        ("metadata", "labels", {"a": "\ud800"}),
+    ],
+)
+def test_odd_field(part: str, field: str, value: object) -> None:
+    """A field that no API server sends like this is a ``ProjectionError``, and never a crash."""
+    with pytest.raises(ProjectionError):
+        pod(changed(**{part: {field: value}}))
+
+
+def test_null_is_nothing() -> None:
+    """A field that is null is one that is not there."""
+    assert not deleting(changed(metadata={"deletionTimestamp": None}))
+    assert pod(changed(status={"podIPs": None, "podIP": None})).addresses == ()
+    assert pod(changed(metadata={"labels": None})).labels == {}
 
 
 def test_memory_of_namespaces() -> None:
