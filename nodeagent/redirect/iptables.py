@@ -23,8 +23,16 @@ from nodeagent.redirect.rules import (
     pod_rules,
 )
 
-CHAINS = {Hook.PREROUTING: "ISTIO_PRERT", Hook.OUTPUT: "ISTIO_OUTPUT"}
-"""What is ours in each of the tables, in both families; the names are Istio's, too."""
+CHAINS = {
+    Hook.PREROUTING: "ISTIO_PRERT",
+    Hook.OUTPUT: "ISTIO_OUTPUT",
+    Hook.POSTROUTING: "ISTIO_REROUTE",
+}
+"""What is ours in each of the tables, in both families.
+
+The first two are Istio's, too. The third is not called ``ISTIO_POSTRT``: that is the
+host's, and a pod may be the host of a nested cluster.
+"""
 
 FIRST = (1,)
 """The one position at which our jump should stand."""
@@ -131,6 +139,8 @@ def _conditions(rule: Rule) -> Iterator[str]:
         yield f"-m mark {_mark(rule.mark)}"
     if rule.connmark:
         yield f"-m connmark {_mark(rule.connmark)}"
+    if rule.direction:
+        yield f"-m conntrack --ctdir {rule.direction.upper()}"
 
 
 def _transport(rule: Rule) -> Iterator[str]:

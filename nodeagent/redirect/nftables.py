@@ -36,11 +36,18 @@ TABLE_NAMES = tuple(f"{_PREFIX}{table}" for table in Table)
 _BASE_CHAINS = {
     (Table.MANGLE, Hook.PREROUTING): "type filter hook prerouting priority -150",
     (Table.MANGLE, Hook.OUTPUT): "type route hook output priority -150",
+    (Table.MANGLE, Hook.POSTROUTING): "type filter hook postrouting priority -150",
     (Table.NAT, Hook.PREROUTING): "type nat hook prerouting priority -100",
     (Table.NAT, Hook.OUTPUT): "type nat hook output priority -100",
     (Table.RAW, Hook.PREROUTING): "type filter hook prerouting priority -300",
     (Table.RAW, Hook.OUTPUT): "type filter hook output priority -300",
 }
+_BEFORE_TRANSLATIONS = "type nat hook prerouting priority -101"
+"""Of two chains with one priority the kernel asks the later one first.
+
+A virtual machine's translation, at -100, comes up when its pod is in the mesh already,
+and would take what is meant for ztunnel.
+"""
 _NFPROTO = {Family.V4: "ipv4", Family.V6: "ipv6"}
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 
@@ -82,13 +89,17 @@ def _render_tables(spec: PodRedirect) -> str:
     # Most pods of a node have the same text, and it takes a third of the set-up's time.
     rules = pod_rules(spec)
     return "".join(
-        _render_table(table, [rule for rule in rules if rule.table is table])
+        _render_table(
+            table,
+            [rule for rule in rules if rule.table is table],
+            before_translations=bool(spec.reroute_interfaces),
+        )
         for table in Table
         if any(rule.table is table for rule in rules)
     )
 
 
-def _render_table(table: Table, rules: list[Rule]) -> str:
+def _render_table(table: Table, rules: list[Rule], *, before_translations: bool) -> str:
     lines = [
         f"table inet {_PREFIX}{table} {{",
         f'\tcomment "nodeagent layout {LAYOUT_VERSION}"',
@@ -96,12 +107,15 @@ def _render_table(table: Table, rules: list[Rule]) -> str:
     for hook in Hook:
         chain = [rule for rule in rules if rule.hook is hook]
         if chain:
+            base = _BASE_CHAINS[table, hook]
+            if before_translations and (table, hook) == (Table.NAT, Hook.PREROUTING):
+                base = _BEFORE_TRANSLATIONS
             lines += [
                 f"\tchain istio-{hook} {{",
                 *(f"\t\t{_render_rule(rule)}" for rule in chain),
                 "\t}",
                 f"\tchain {hook} {{",
-                f"\t\t{_BASE_CHAINS[table, hook]}; policy accept;",
+                f"\t\t{base}; policy accept;",
                 f"\t\tcounter jump istio-{hook}",
                 "\t}",
             ]
@@ -128,6 +142,8 @@ def _conditions(rule: Rule) -> Iterator[str]:
         yield _mark("meta mark", rule.mark)
     if rule.connmark:
         yield _mark("ct mark", rule.connmark)
+    if rule.direction:
+        yield f"ct direction {rule.direction}"
 
 
 def _transport(rule: Rule) -> Iterator[str]:

@@ -63,10 +63,18 @@ class Table(StrEnum):
 
 
 class Hook(StrEnum):
-    """Where the packet comes from: the network, or the pod itself."""
+    """Where the packet is: it arrives, a process of the pod sends it, or it leaves."""
 
     PREROUTING = "prerouting"
     OUTPUT = "output"
+    POSTROUTING = "postrouting"
+
+
+class Direction(StrEnum):
+    """Who sends a packet of a connection: ``original`` is the side that has opened it."""
+
+    ORIGINAL = "original"
+    REPLY = "reply"
 
 
 class Protocol(StrEnum):
@@ -154,6 +162,7 @@ class Rule:
     destination_port: Is[int] | Not[int] | None = None
     mark: Is[Mark] | Not[Mark] | None = None
     connmark: Is[Mark] | None = None
+    direction: Direction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,11 +207,22 @@ def pod_rules(spec: PodRedirect) -> tuple[Rule, ...]:
     )
     if spec.leaving:
         # The nat chains stay: with the last one, the kernel forgets its translations.
-        return tuple(rule for rule in rules if not isinstance(rule.verdict, Redirect | Return))
-    if spec.keep_open:
+        rules = tuple(rule for rule in rules if not _sends_to_ztunnel(rule))
+    elif spec.keep_open:
         # To conntrack, a connection from before it was there is new in mid-stream.
-        return tuple(map(_opening_only, rules))
-    return rules
+        rules = tuple(map(_opening_only, rules))
+    return tuple(map(_left_to_others, rules)) if spec.reroute_interfaces else rules
+
+
+def _sends_to_ztunnel(rule: Rule) -> bool:
+    return rule.table is Table.NAT and isinstance(rule.verdict, Redirect | Return)
+
+
+def _left_to_others(rule: Rule) -> Rule:
+    # In iptables an accept is for the whole table: a machine's own translation, which comes
+    # after our chain, would never be asked.
+    left_alone = rule.table is Table.NAT and isinstance(rule.verdict, Accept)
+    return replace(rule, verdict=Return()) if left_alone else rule
 
 
 def _opening_only(rule: Rule) -> Rule:
@@ -219,6 +239,8 @@ def _mangle(spec: PodRedirect) -> Iterator[Rule]:
         mark=Is(ZTUNNEL_MARK),
         verdict=SetConnmark(REPLY_MARK),
     )
+    if spec.reroute_interfaces:
+        yield from _mangle_behind_interfaces(spec)
     # The app's reply on it must go to ztunnel, not to the client.
     yield Rule(
         table=Table.MANGLE,
@@ -226,6 +248,44 @@ def _mangle(spec: PodRedirect) -> Iterator[Rule]:
         families=spec.families,
         connmark=Is(REPLY_MARK),
         verdict=RestoreMark(),
+    )
+
+
+def _mangle_behind_interfaces(spec: PodRedirect) -> Iterator[Rule]:
+    """Bring the replies of a virtual machine behind the pod back to ztunnel.
+
+    Where the machine has the pod's address by a translation (KubeVirt's masquerade
+    binding), ztunnel's connection to it leaves the pod, and the reply is forwarded: it is
+    seen in neither of the places where an app's own reply is.
+    """
+    for name in spec.reroute_interfaces:
+        yield Rule(
+            table=Table.MANGLE,
+            hook=Hook.POSTROUTING,
+            families=spec.families,
+            leaves_by=Is(name),
+            mark=Is(ZTUNNEL_MARK),
+            # What ztunnel answers to the machine carries its mark as well.
+            direction=Direction.ORIGINAL,
+            verdict=SetConnmark(REPLY_MARK),
+        )
+        yield Rule(
+            table=Table.MANGLE,
+            hook=Hook.PREROUTING,
+            families=spec.families,
+            arrives_on=Is(name),
+            connmark=Is(REPLY_MARK),
+            verdict=RestoreMark(),
+        )
+    # ztunnel's own packets on such a connection go to the machine: through table 100 they
+    # would come back.
+    yield Rule(
+        table=Table.MANGLE,
+        hook=Hook.OUTPUT,
+        families=spec.families,
+        connmark=Is(REPLY_MARK),
+        direction=Direction.ORIGINAL,
+        verdict=Return(),
     )
 
 

@@ -6,6 +6,7 @@ of each test, and another shows that nobody else is held up.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -122,7 +123,7 @@ async def test_names_that_smuggle(redirector: PodRedirector, pod: Pod, other: Po
     assert pod.run(read) == other.run(read)
     listing = pod.shell("nft list ruleset")
     named = [line.split('"')[1] for line in listing.splitlines() if "iifname" in line]
-    assert named == ["tap0", "tap0", "@set", "@set", "br-1.2", "br-1.2"]
+    assert Counter(named) == {"tap0": 3, "@set": 3, "br-1.2": 3}
     async with answering(pod, 4, 15001):
         assert (await ask(pod, other.v4, APP))[0] == "ztunnel:15001"
 
@@ -135,7 +136,7 @@ async def test_thousand_interfaces(redirector: PodRedirector, pod: Pod) -> None:
         assert await ensure(redirector, pod, wanted) == ()
     (warning,) = logs
     assert "1000 interfaces; only the first 64 are used" in warning["reason"]
-    assert pod.shell("nft list ruleset").count("iifname") == 2 * 64
+    assert pod.shell("nft list ruleset").count("iifname") == 3 * 64
 
 
 async def test_full_conntrack_table(redirector: PodRedirector, pod: Pod, other: Pod) -> None:

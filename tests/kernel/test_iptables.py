@@ -62,13 +62,13 @@ def send_udp() -> None:
 @pytest.mark.parametrize(
     ("wanted", "count"),
     [
-        (SPEC, 28),
-        (replace(SPEC, dns_capture=False), 20),
-        (replace(SPEC, ingress=True), 24),
+        (SPEC, 34),
+        (replace(SPEC, dns_capture=False), 26),
+        (replace(SPEC, ingress=True), 30),
         (replace(SPEC, reroute_interfaces=()), 24),
-        (replace(SPEC, ipv6=False), 14),
-        (replace(SPEC, keep_open=True), 28),
-        (replace(SPEC, leaving=True), 16),
+        (replace(SPEC, ipv6=False), 17),
+        (replace(SPEC, keep_open=True), 34),
+        (replace(SPEC, leaving=True), 22),
     ],
 )
 def test_every_kind_of_rule_set_is_taken_by_the_kernel(

@@ -21,6 +21,7 @@ from nodeagent.redirect.iptables_save import Chain
 from nodeagent.redirect.probe_chains import parse_chain
 from nodeagent.redirect.rules import (
     Accept,
+    Direction,
     Family,
     Hook,
     Is,
@@ -54,11 +55,19 @@ def test_the_whole_rule_set_in_order() -> None:
 -I PREROUTING 1 -j ISTIO_PRERT
 -A ISTIO_PRERT {COMMENT}
 -A ISTIO_PRERT -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff
+-A ISTIO_PRERT -i tap0 -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark \
+--nfmask 0xffffffff --ctmask 0xffffffff
 :ISTIO_OUTPUT - [0:0]
 -I OUTPUT 1 -j ISTIO_OUTPUT
 -A ISTIO_OUTPUT {COMMENT}
+-A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff -m conntrack --ctdir ORIGINAL -j RETURN
 -A ISTIO_OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark \
 --nfmask 0xffffffff --ctmask 0xffffffff
+:ISTIO_REROUTE - [0:0]
+-I POSTROUTING 1 -j ISTIO_REROUTE
+-A ISTIO_REROUTE {COMMENT}
+-A ISTIO_REROUTE -o tap0 -m mark --mark 0x539/0xfff -m conntrack --ctdir ORIGINAL \
+-j CONNMARK --set-xmark 0x111/0xfff
 COMMIT
 *raw
 :ISTIO_PRERT - [0:0]
@@ -76,19 +85,19 @@ COMMIT
 -A ISTIO_PRERT {COMMENT}
 -A ISTIO_PRERT -i tap0 -p tcp -j REDIRECT --to-ports 15001
 -A ISTIO_PRERT -i tap0 -p tcp -j RETURN
--A ISTIO_PRERT -s 169.254.7.127 -p tcp -j ACCEPT
+-A ISTIO_PRERT -s 169.254.7.127 -p tcp -j RETURN
 -A ISTIO_PRERT ! -d 127.0.0.0/8 -p tcp -m tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff \
 -j REDIRECT --to-ports 15006
 :ISTIO_OUTPUT - [0:0]
 -I OUTPUT 1 -j ISTIO_OUTPUT
 -A ISTIO_OUTPUT {COMMENT}
--A ISTIO_OUTPUT -d 169.254.7.127 -p tcp -j ACCEPT
+-A ISTIO_OUTPUT -d 169.254.7.127 -p tcp -j RETURN
 -A ISTIO_OUTPUT ! -o lo -p udp -m udp --dport 53 -m mark ! --mark 0x539/0xfff \
 -j REDIRECT --to-ports 15053
 -A ISTIO_OUTPUT ! -d 127.0.0.0/8 -p tcp -m tcp --dport 53 -m mark ! --mark 0x539/0xfff \
 -j REDIRECT --to-ports 15053
--A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
--A ISTIO_OUTPUT -o lo ! -d 127.0.0.0/8 -j ACCEPT
+-A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j RETURN
+-A ISTIO_OUTPUT -o lo ! -d 127.0.0.0/8 -j RETURN
 -A ISTIO_OUTPUT ! -d 127.0.0.0/8 -p tcp -m mark ! --mark 0x539/0xfff \
 -j REDIRECT --to-ports 15001
 COMMIT
@@ -100,7 +109,7 @@ def test_each_family_has_its_own_addresses() -> None:
     """The IPv6 text names no IPv4 address."""
     text = render(SPEC, Family.V6)
     assert "! -d ::1/128" in text
-    assert "-s fd16:9254:7127:1337:ffff:ffff:ffff:ffff -p tcp -j ACCEPT" in text
+    assert "-s fd16:9254:7127:1337:ffff:ffff:ffff:ffff -p tcp -j RETURN" in text
     assert "169.254" not in text
     assert "127.0.0.0" not in text
 
@@ -127,6 +136,7 @@ CONDITIONS: dict[str, Any] = {
     "destination_port": Not(15008),
     "mark": Is(Mark(0x539)),
     "connmark": Is(Mark(0x111)),
+    "direction": Direction.ORIGINAL,
 }
 
 
@@ -139,7 +149,8 @@ def test_no_condition_of_a_rule_is_passed_over() -> None:
     assert _render_rule(whole) == (
         "-i tap0 ! -o lo -s 10.0.0.1 ! -d 127.0.0.0/8 -p tcp"
         " -m tcp --sport 53 ! --dport 15008 --tcp-flags FIN,SYN,RST,ACK SYN"
-        " -m mark --mark 0x539/0xfff -m connmark --mark 0x111/0xfff -j ACCEPT"
+        " -m mark --mark 0x539/0xfff -m connmark --mark 0x111/0xfff"
+        " -m conntrack --ctdir ORIGINAL -j ACCEPT"
     )
 
 

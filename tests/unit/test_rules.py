@@ -6,6 +6,7 @@ from nodeagent.redirect.rules import (
     REPLY_MARK,
     ZTUNNEL_MARK,
     Accept,
+    Direction,
     Family,
     Hook,
     Is,
@@ -39,7 +40,7 @@ def test_inbound_order() -> None:
         Return(),
         Redirect(15001),
         Return(),
-        Accept(),
+        Return(),  # to the machine's own translation, where that is in the same chain
         Redirect(15006),
     ]
 
@@ -67,6 +68,33 @@ def test_marks() -> None:
     assert (outbound.connmark, outbound.verdict) == (Is(REPLY_MARK), RestoreMark())
     assert (ZTUNNEL_MARK.value, REPLY_MARK.value) == (1337, 0x111)
     assert ZTUNNEL_MARK.mask == REPLY_MARK.mask == 0xFFF
+
+
+def test_marks_of_a_machine_behind_the_pod() -> None:
+    """Only what ztunnel itself opens to it is remembered, and only where interfaces are named."""
+    rules = pod_rules(spec(reroute_interfaces=("vm0",)))
+    (opened,) = chain(rules, Table.MANGLE, Hook.POSTROUTING)
+    _, replied = chain(rules, Table.MANGLE, Hook.PREROUTING)
+    kept, restored = chain(rules, Table.MANGLE, Hook.OUTPUT)
+    assert (opened.leaves_by, opened.mark) == (Is("vm0"), Is(ZTUNNEL_MARK))
+    assert (opened.direction, opened.verdict) == (Direction.ORIGINAL, SetConnmark(REPLY_MARK))
+    assert (replied.arrives_on, replied.connmark) == (Is("vm0"), Is(REPLY_MARK))
+    assert replied.verdict == restored.verdict == RestoreMark()
+    assert (kept.connmark, kept.direction) == (Is(REPLY_MARK), Direction.ORIGINAL)
+    assert kept.verdict == Return()
+    assert not any(rule.direction for rule in pod_rules(spec(dns_capture=True)))
+    assert not chain(pod_rules(spec()), Table.MANGLE, Hook.POSTROUTING)
+
+
+def test_the_way_of_replies_outlives_the_redirection() -> None:
+    """A pod that leaves sends nothing new to ztunnel, and its machine's replies get back."""
+    rules = pod_rules(spec(reroute_interfaces=("vm0",), leaving=True))
+    mangle = [rule for rule in rules if rule.table is Table.MANGLE]
+    assert mangle == [
+        rule for rule in pod_rules(spec(reroute_interfaces=("vm0",))) if rule.table is Table.MANGLE
+    ]
+    assert not any(isinstance(rule.verdict, Redirect) for rule in rules)
+    assert chain(rules, Table.NAT, Hook.PREROUTING)
 
 
 def test_ingress_mode_has_no_inbound_capture() -> None:
