@@ -1,12 +1,13 @@
 """The request of Istio's own plugin, for nodes on which it is still in the chain."""
 
-import json
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Self
+from typing import Any, Self
 
 from nodeagent.cni.errors import CniError, Code
+from nodeagent.cni.json_text import decoded
 from nodeagent.cni.request import Environment, PodName, pod_name
+from nodeagent.cni.result import MOST_ADDRESSES, plain_address
 from nodeagent.mesh.pod import IPAddress
 
 
@@ -22,13 +23,16 @@ class IstioRequest:
     def parse(cls, body: bytes) -> Self:
         """Read the request. Raises ``CniError``."""
         try:
-            fields = json.loads(body)
+            fields = decoded(body)
             netns, namespace, name = (
                 _text(fields[key]) for key in ("Netns", "PodNamespace", "PodName")
             )
             entries = fields.get("IPs") or []
-            addresses = tuple(ip_address(_text(entry["Address"]["IP"])) for entry in entries)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            addresses = tuple(
+                ip_address(plain_address(_text(entry["Address"]["IP"])))
+                for entry in _bounded(entries)
+            )
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CniError(
                 Code.INVALID_JSON, "not a request of Istio's plugin", repr(error)[:200]
             ) from error
@@ -39,7 +43,13 @@ class IstioRequest:
         )
 
 
+def _bounded(entries: Any) -> Any:
+    if len(entries) > MOST_ADDRESSES:
+        raise ValueError(f"more than {MOST_ADDRESSES} addresses")
+    return entries
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a string")
+        raise TypeError(f"{type(value).__name__} instead of a string")
     return value

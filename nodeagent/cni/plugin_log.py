@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from nodeagent.cni.json_text import decoded
 from nodeagent.log import printable
 
 log = structlog.get_logger()
@@ -21,9 +22,9 @@ _LEVELS = {
     "fatal": "critical",
 }
 """Of zap, as structlog calls them."""
-_MOST_LINES = 1000
+_MOST_LINES = 200
 _LONGEST = 4096
-"""Characters of a line; a plugin's call has a few of some hundred."""
+"""Characters of a line; a plugin's call has a few of some hundred. What is longer is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,7 @@ def parse(body: bytes) -> Iterator[Line]:
 
     A string that is no object is a message as it stands.
     """
-    try:
-        texts = json.loads(body)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
+    texts = decoded(body)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("not an array of strings")
     return map(_line, texts[:_MOST_LINES])
@@ -57,8 +55,8 @@ def print_lines(lines: Iterator[Line]) -> None:
 
 def _line(text: str) -> Line:
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
+        fields = decoded(text.encode()) if len(text) <= _LONGEST else None
+    except ValueError:
         fields = None
     if not isinstance(fields, dict):
         return Line("info", _bounded(text), "{}")

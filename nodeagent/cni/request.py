@@ -11,8 +11,13 @@ from nodeagent.cni.errors import CniError, Code
 
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,255}")
 _INTERFACE = re.compile(r"[^/:\s\0]{1,15}")  # IFNAMSIZ, with its end
-_NETNS = re.compile(r"/[^\0]{0,4094}")
+_NETNS = re.compile(r"/[^\0-\x1f\x7f\ud800-\udfff]{0,4094}")  # PATH_MAX; of UTF-8, for messages
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?")
+_LONGEST_ENVIRONMENT = 64 * 1024
+"""Bytes, as in the plugin's binary."""
+_MOST_VARIABLES = 256
+"""The binary sends those that begin with ``CNI_``: CNI itself has six."""
+
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 
 
@@ -121,12 +126,15 @@ class Request:
     @classmethod
     def parse(cls, body: bytes) -> Self:
         r"""Take apart ``CNI_X=value\0…\0`` and standard input. Raises ``CniError``."""
-        variables = {}
-        at = 0
+        variables: dict[str, str] = {}
+        at = number = 0
         while not body.startswith(b"\0", at):
-            end = body.find(b"\0", at)
-            if end < 0:
-                raise _invalid("the request has no end of its environment")
+            end = body.find(b"\0", at, _LONGEST_ENVIRONMENT)
+            if end < 0 or (number := number + 1) > _MOST_VARIABLES:
+                raise _invalid(
+                    "the request's environment has no end, or is larger than "
+                    f"{_LONGEST_ENVIRONMENT} bytes or {_MOST_VARIABLES} variables"
+                )
             name, equals, value = body[at:end].partition(b"=")
             if not equals:
                 raise _invalid("a variable of the request has no value")

@@ -4,24 +4,31 @@ import json
 from ipaddress import ip_interface
 from typing import Any
 
-from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration, Member, members
+from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration
 from nodeagent.cni.errors import CniError, Code
+from nodeagent.cni.json_text import Member, members
 from nodeagent.mesh.pod import IPAddress
 
-_MOST_ADDRESSES = 64
+MOST_ADDRESSES = 64
 """Far more than an attachment has."""
+_LONGEST_ADDRESS = 49
+"""Characters of an IPv6 address that ends as an IPv4 one, with a prefix length."""
 
 
 def passed_on(configuration: Configuration) -> str:
     """Return the previous result as it came; an empty one where there is none.
 
-    Its version is that of the configuration: libcni converts it before it calls.
+    Its version is that of the configuration: libcni converts it before it calls. Raises
+    ``CniError``.
     """
     version = json.dumps(configuration.version)
     previous = configuration.previous
     if previous is None:
         return f'{{"cniVersion": {version}}}'
-    parts = members(previous.text)
+    try:
+        parts = members(previous.text)
+    except ValueError as error:
+        raise _invalid(f"prevResult is not an object, or too large: {error}") from error
     if "cniVersion" in parts and parts["cniVersion"].value == configuration.version:
         return previous.text
     parts["cniVersion"] = Member(configuration.version, version)
@@ -34,8 +41,8 @@ def addresses(previous: Member | None) -> tuple[IPAddress, ...]:
     if not isinstance(result, dict):
         raise _invalid("prevResult is not an object")
     entries = result.get("ips", [])
-    if not isinstance(entries, list) or len(entries) > _MOST_ADDRESSES:
-        raise _invalid(f"prevResult.ips is not a list of at most {_MOST_ADDRESSES}")
+    if not isinstance(entries, list) or len(entries) > MOST_ADDRESSES:
+        raise _invalid(f"prevResult.ips is not a list of at most {MOST_ADDRESSES}")
     return tuple(_address(entry) for entry in entries)
 
 
@@ -56,14 +63,25 @@ def versions() -> str:
     return json.dumps({"cniVersion": NEWEST, "supportedVersions": VERSIONS})
 
 
+def plain_address(text: str) -> str:
+    """Return `text` if it is short and has no zone. Raises ``ValueError``.
+
+    A zone (``%eth0``) is part of what an IPv6 address looks like, whatever it says.
+    """
+    if len(text) > _LONGEST_ADDRESS or "%" in text:
+        raise ValueError(f"{text[:100]!r} is no address")
+    return text
+
+
 def _address(entry: Any) -> IPAddress:
     text = entry.get("address") if isinstance(entry, dict) else None
     if not isinstance(text, str):
         raise _invalid("an entry of prevResult.ips has no address")
     try:
-        return ip_interface(text).ip
+        return ip_interface(plain_address(text)).ip
     except ValueError as error:
-        raise _invalid(f"prevResult.ips: {json.dumps(text)[:100]} is no address") from error
+        shown = json.dumps(text[:100])
+        raise _invalid(f"prevResult.ips: {shown} is no address") from error
 
 
 def _invalid(message: str) -> CniError:

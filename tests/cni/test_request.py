@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.cni import result
-from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration, members
+from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration
 from nodeagent.cni.errors import CniError, Code
+from nodeagent.cni.json_text import members
 from nodeagent.cni.request import Command, Environment, PodName, Request
 
 ENVIRONMENT = {
