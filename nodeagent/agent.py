@@ -31,6 +31,8 @@ from nodeagent.mesh.enrolment import Parts
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
+from nodeagent.mesh.workload import Workload
+from nodeagent.netns.costs import NO_LIMITS
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.netns.verify import Verifier, host_namespaces
@@ -93,9 +95,9 @@ async def uninstall(settings: Settings) -> list[str]:
     Raises ``RetryError``, ``OSError``.
     """
     chain = uninstall_plugin(settings)
-    with contextlib.closing(NamespaceThreads(1)) as threads:
-        variant = await _iptables_variant(settings, threads)
-        async with _host_probes(settings, threads, variant) as probes:
+    with contextlib.closing(NamespaceThreads(1, limits=NO_LIMITS)) as host_threads:
+        variant = await _iptables_variant(settings, host_threads)
+        async with _host_probes(settings, host_threads, variant) as probes:
             stood = await probes.uninstall()
     return [
         "the host's rules are removed" if stood else "the host has no rules of the agent's",
@@ -132,8 +134,12 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
     missing = [_LISTS, _LOOKS]
     async with contextlib.AsyncExitStack() as stack:
         threads = stack.enter_context(contextlib.closing(NamespaceThreads()))
-        variant = await _iptables_variant(settings, threads)
-        probes = await stack.enter_async_context(_host_probes(settings, threads, variant))
+        # The host waits for no pod, and no pod decides how long it takes (L36).
+        host_threads = stack.enter_context(
+            contextlib.closing(NamespaceThreads(1, limits=NO_LIMITS))
+        )
+        variant = await _iptables_variant(settings, host_threads)
+        probes = await stack.enter_async_context(_host_probes(settings, host_threads, variant))
         verifier = Verifier(threads, host_namespaces(_host_path(settings)))
         if api is None:
             origin = from_folder(require_manifests(settings), verifier)
@@ -163,7 +169,7 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
         chain = installer(settings)
         if chain is not None:
             missing.append(_CHAIN)
-        listener = await stack.enter_async_context(_sockets(settings, table, missing))
+        listener = await stack.enter_async_context(_sockets(settings, threads, table, missing))
         await probes.start()
         # Before the first list: a plugin that waits here need not wait for a retry.
         await stack.enter_async_context(
@@ -201,7 +207,10 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
 
 @contextlib.asynccontextmanager
 async def _sockets(
-    settings: Settings, table: Table[NetworkNamespace], missing: list[str]
+    settings: Settings,
+    threads: NamespaceThreads,
+    table: Table[NetworkNamespace],
+    missing: list[str],
 ) -> AsyncIterator[socket.socket]:
     """Answer kubelet and ``nodeagent status``, and listen for ztunnel. Raises ``OSError``."""
     async with contextlib.AsyncExitStack() as stack:
@@ -214,13 +223,21 @@ async def _sockets(
         await stack.enter_async_context(
             serve_admin(
                 settings.admin_socket,
-                workloads=lambda: [row.describe() for row in table],
+                workloads=lambda: [_described(row, threads) for row in table],
                 missing=lambda: missing,
             )
         )
         if address := _readiness_address(settings):
             await stack.enter_async_context(serve_health(address, missing=lambda: missing))
         yield listener
+
+
+def _described(row: Workload[NetworkNamespace], threads: NamespaceThreads) -> dict[str, object]:
+    told = row.describe()
+    if row.namespace and (seconds := threads.spaced_out(row.namespace.id)):
+        resting = f"looks at it take too long; the next in {seconds:.0f} s at the earliest"
+        told["detail"] = "; ".join(filter(None, (row.detail, resting)))
+    return told
 
 
 @contextlib.asynccontextmanager

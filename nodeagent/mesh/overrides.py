@@ -82,7 +82,7 @@ def _interface_names(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         shown = [name[:32] for name in bad[:3]]
         complaints.append(f"not names of virtual interfaces: {shown!r}; ignored")
     if len(good) > MAX_INTERFACES:
-        complaints.append(f"{len(good)} interfaces; only the first {MAX_INTERFACES} are used")
+        complaints.append(f"only the first {MAX_INTERFACES} interfaces are used")
     elif len(text) >= LONGEST_ANNOTATION:
         complaints.append(f"only its first {LONGEST_ANNOTATION} characters are read")
     return tuple(good[:MAX_INTERFACES]), tuple(complaints)

@@ -3,6 +3,11 @@
 A network namespace belongs to a thread, so entering one is safe only in a
 thread that nothing else uses, and only if the thread is certain to come back.
 A thread that cannot return to its own namespace ends; nothing runs in it again.
+
+A job cannot be stopped, and a pod may have made it slow (L36). So that no pod waits for
+another: each namespace has one job at a time; one that has cost much takes another lane
+than the rest, and rests in between (`costs.py`); and a job that takes longer than
+`OVERTIME` gives up its place in the lane, and runs on beside it.
 """
 
 import asyncio
@@ -10,63 +15,150 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
+
+import structlog
 
 from nodeagent import kernel
 from nodeagent.descriptors import out_of_the_way
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.costs import Account, Limits
+from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 
 T = TypeVar("T")
-_Job = Callable[[int], bool]
+
+log = structlog.get_logger()
+
+LANE = 4
+"""Jobs at a time in the lane of ordinary pods: both cores of a small node are busy while
+others wait for the kernel to finish a transaction."""
+SLOW_LANE = 2
+"""Jobs at a time in the lane of costly pods: less than the processor has room for."""
+OVERTIME = 0.25
+"""Seconds; a hundred times what a look at an ordinary pod takes."""
+MOST_OVERTIME = 16
+"""Jobs that run on beside the lanes; beyond it, they keep their places."""
+_FAREWELL = 5.0
+"""Seconds that `close` waits for jobs; the kernel may hold one for longer."""
+_SWEEP = 1024
+"""Accounts, from where on those that are settled are looked for."""
 
 
 class NamespaceThreads:
-    """A small pool of threads that enter a namespace, do one thing and return."""
+    """A few threads that enter a namespace, do one thing and return."""
 
-    def __init__(self, size: int = 4) -> None:
-        """Start `size` threads; they stay in the namespace of the caller.
+    def __init__(
+        self,
+        size: int = LANE,
+        *,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        overtime: float = OVERTIME,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`size`: jobs at a time in the lane of ordinary pods; `overtime` is in seconds.
 
-        Four keep both cores of a small node busy while others wait for the
-        kernel to finish a transaction.
+        The threads stay in the namespace of the caller. Raises ``OSError``.
         """
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._may_take = overtime
+        self._home = NetworkNamespace.current()
+        self._limits = limits
+        self._clock = clock
+        self._lane = asyncio.Semaphore(size)
+        self._slow_lane = asyncio.Semaphore(SLOW_LANE)
+        self._namespaces: dict[NetnsId, _Namespace] = {}
+        self._sweep_at = _SWEEP
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._threads: set[threading.Thread] = set()
-        for _ in range(size):
-            self._start_thread()
+        self._running = 0
+        self._overtime = 0
+        self._closed = False
 
     async def run(self, namespace: NetworkNamespace, function: Callable[[], T]) -> T:
         """Run `function` inside `namespace`; its result or exception is returned.
 
         The job has its own duplicate of the descriptor: the owner may close the
-        namespace, or the caller be cancelled, while `function` still runs.
+        namespace, or the caller be cancelled, while `function` still runs. A job that
+        has not begun when its caller is cancelled never does.
         Raises ``OSError`` if the namespace cannot be entered.
         """
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[T] = loop.create_future()
         target = out_of_the_way(os.dup(namespace.fd))
+        try:
+            place = await self._place(namespace.id)
+        except BaseException:
+            os.close(target)
+            raise
+        return await self._begin(target, function, place)
 
-        def job(home: int) -> bool:
-            try:
-                value, error = _run_inside(target, function), None
-            except BaseException as caught:  # noqa: BLE001 - handed to the caller, whatever it is
-                value, error = None, caught
-            returned = _returned_to(home)
-            if not returned:
-                _call(loop, self._replace, threading.current_thread())
-            _call(loop, _settle, result, value, error)
-            return returned
-
-        self._jobs.put(job)
-        return await result
+    def spaced_out(self, namespace: NetnsId) -> float:
+        """Seconds until the next job in `namespace` may begin, because of what it has cost."""
+        known = self._namespaces.get(namespace)
+        return 0.0 if known is None else known.account.rest
 
     def close(self) -> None:
-        """Let every thread finish what is queued, and wait for them."""
+        """Wait for what runs, some seconds at the most; what has not begun is refused."""
+        self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
+        deadline = time.monotonic() + _FAREWELL
         for thread in list(self._threads):
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if not any(thread.is_alive() for thread in self._threads):
+            self._home.close()  # else the agent's end closes it: a thread may still need it
         self._threads.clear()
+
+    async def _place(self, netns: NetnsId) -> "_Place":
+        """Wait until a job in `netns` may begin."""
+        namespace = self._namespace(netns)
+        await namespace.turn.acquire()
+        try:
+            await self._rest(namespace.account, netns)
+            lane = self._lane if namespace.account.cheap else self._slow_lane
+            await lane.acquire()
+        except BaseException:
+            namespace.turn.release()
+            raise
+        return _Place(namespace, lane)
+
+    async def _rest(self, account: Account, netns: NetnsId) -> None:
+        if account.cheap:
+            account.warned = False
+        while rest := account.rest:
+            if not account.warned:
+                account.warned = True
+                log.warning(
+                    "looks at a pod take too long, and are spaced out; look into its rules",
+                    netns=str(netns),
+                    seconds=round(account.spent, 1),
+                )
+            await asyncio.sleep(rest)
+
+    def _begin(
+        self, target: int, function: Callable[[], T], place: "_Place"
+    ) -> "asyncio.Future[T]":
+        job = _Job(target, function, place, self._clock, self._ended)
+        self._running += 1
+        if self._closed:
+            job.refuse()
+            return job.result
+        place.overtime = job.loop.call_later(self._may_take, self._give_up_place, place)
+        if self._running > len(self._threads):
+            self._start_thread()
+        self._jobs.put(job)
+        return job.result
+
+    def _give_up_place(self, place: "_Place") -> None:
+        if self._overtime < MOST_OVERTIME:
+            self._overtime += 1
+            place.leave_lane()
+
+    def _ended(self, place: "_Place", cost: float, lost: threading.Thread | None) -> None:
+        self._running -= 1
+        if lost is not None:
+            self._threads.discard(lost)
+        if place.lane is None:
+            self._overtime -= 1
+        place.leave(cost)
 
     def _start_thread(self) -> None:
         # A new thread inherits its creator's namespace, so threads are started
@@ -75,15 +167,108 @@ class NamespaceThreads:
         self._threads.add(thread)
         thread.start()
 
-    def _replace(self, lost: threading.Thread) -> None:
-        self._threads.discard(lost)
-        self._start_thread()
-
     def _work(self) -> None:
-        with NetworkNamespace.current() as home:
-            while (job := self._jobs.get()) is not None:
-                if not job(home.fd):
-                    return
+        while (job := self._jobs.get()) is not None:
+            if not job.do(self._home.fd):
+                return
+
+    def _namespace(self, netns: NetnsId) -> "_Namespace":
+        known = self._namespaces.get(netns)
+        if known is None:
+            if len(self._namespaces) >= self._sweep_at:
+                self._namespaces = {n: one for n, one in self._namespaces.items() if one.in_use}
+                self._sweep_at = max(_SWEEP, 2 * len(self._namespaces))
+            known = self._namespaces[netns] = _Namespace(Account(self._limits, self._clock))
+        return known
+
+
+class _Namespace:
+    """A namespace in which jobs run."""
+
+    __slots__ = ("account", "turn")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.turn = asyncio.Lock()
+        """Held from before a job's rest until its end, which may outlast its caller."""
+
+    @property
+    def in_use(self) -> bool:
+        return self.turn.locked() or self.account.spent > 0
+
+
+class _Place:
+    """A job's turn in its namespace, and its place in a lane."""
+
+    __slots__ = ("_namespace", "lane", "overtime")
+
+    def __init__(self, namespace: _Namespace, lane: asyncio.Semaphore) -> None:
+        self._namespace = namespace
+        self.lane: asyncio.Semaphore | None = lane
+        """None: the job runs beside the lanes."""
+        self.overtime: asyncio.TimerHandle | None = None
+
+    def leave_lane(self) -> None:
+        if self.lane is not None:
+            self.lane.release()
+            self.lane = None
+
+    def leave(self, cost: float) -> None:
+        if self.overtime is not None:
+            self.overtime.cancel()
+        self._namespace.account.charge(cost)
+        self.leave_lane()
+        self._namespace.turn.release()
+
+
+class _Job(Generic[T]):
+    """One call of a function in a namespace."""
+
+    def __init__(
+        self,
+        target: int,
+        function: Callable[[], T],
+        place: _Place,
+        clock: Callable[[], float],
+        ended: Callable[[_Place, float, threading.Thread | None], None],
+    ) -> None:
+        self._target = target
+        self._function = function
+        self._place = place
+        self._clock = clock
+        self._ended = ended
+        self.loop = asyncio.get_running_loop()
+        self.result: asyncio.Future[T] = self.loop.create_future()
+
+    def do(self, home: int) -> bool:
+        """Do it, in one of the threads; return whether the thread is at `home` again."""
+        began = self._clock()
+        try:
+            value, error = _run_inside(self._target, self._function), None
+        except BaseException as caught:  # noqa: BLE001 - handed to the caller, whatever it is
+            value, error = None, caught
+        returned = _returned_to(home)
+        lost = None if returned else threading.current_thread()
+        # RuntimeError: the loop ended while the job ran; nobody waits for it.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._settle, value, error, self._clock() - began, lost)
+        return returned
+
+    def refuse(self) -> None:
+        """End it without having begun."""
+        os.close(self._target)
+        self._settle(None, OSError("the agent stops"), 0.0, None)
+
+    def _settle(
+        self, value: Any, error: BaseException | None, cost: float, lost: threading.Thread | None
+    ) -> None:
+        self._ended(self._place, cost, lost)
+        if self.result.done():
+            return
+        if error is None:
+            self.result.set_result(value)
+        else:
+            self.result.set_exception(error)
 
 
 def _run_inside(target: int, function: Callable[[], T]) -> T:
@@ -100,18 +285,3 @@ def _returned_to(home: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
-    # RuntimeError: the loop ended while the job ran; nobody waits for it.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, *args)
-
-
-def _settle(result: "asyncio.Future[T]", value: T, error: BaseException | None) -> None:
-    if result.done():
-        return
-    if error is None:
-        result.set_result(value)
-    else:
-        result.set_exception(error)

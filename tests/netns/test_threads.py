@@ -86,17 +86,25 @@ async def test_cancelled_caller(lab: Lab, threads: NamespaceThreads) -> None:
 
 
 async def test_closed_pool_has_finished(lab: Lab) -> None:
-    """Closing waits for what was asked for, and leaves no thread and no descriptor."""
+    """Closing waits for what runs, refuses what has not begun, and leaves nothing behind."""
     before = open_descriptors()
     threads = NamespaceThreads()
-    done: list[int] = []
+    begun, done = threading.Event(), threading.Event()
+
+    def job() -> None:
+        begun.set()
+        done.wait(5)
+
     with NetworkNamespace.open(lab.add_pod("a").path) as namespace:
-        callers = [
-            asyncio.create_task(threads.run(namespace, lambda: done.append(1))) for _ in range(20)
-        ]
+        running = asyncio.create_task(threads.run(namespace, job))
+        await eventually(begun.is_set)
+        waiting = asyncio.create_task(threads.run(namespace, here))
         await asyncio.sleep(0)
+        threading.Timer(0.05, done.set).start()
         threads.close()
-        assert len(done) == 20
-        await asyncio.gather(*callers)
-    assert not any(thread.name == "netns" for thread in threading.enumerate())
+        assert done.is_set()
+        assert not any(thread.name == "netns" for thread in threading.enumerate())
+        await running
+        with pytest.raises(OSError, match="stops"):
+            await waiting
     await eventually(lambda: open_descriptors() == before)

@@ -1,0 +1,254 @@
+"""Pods that make their own looks slow, and those beside them (L36)."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodeagent import kernel
+from nodeagent.netns.costs import NO_LIMITS, Account, Limits
+from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.threads import LANE, MOST_OVERTIME, SLOW_LANE, NamespaceThreads
+from tests.descriptors import open_descriptors
+from tests.eventually import eventually
+from tests.lab.pod import call_in_thread
+
+FOREVER = 3600.0
+"""Seconds."""
+BRIEFLY = 0.001
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def pods() -> Iterator[Callable[[int], list[NetworkNamespace]]]:
+    """Make so many network namespaces with nothing in them."""
+    with contextlib.ExitStack() as opened:
+
+        def one() -> NetworkNamespace:
+            kernel.unshare(kernel.CLONE_NEWNET)
+            return NetworkNamespace.open("/proc/thread-self/ns/net")
+
+        yield lambda count: [opened.enter_context(call_in_thread(one)) for _ in range(count)]
+
+
+class Blocked:
+    """Jobs that run until they are let go."""
+
+    def __init__(self, threads: NamespaceThreads) -> None:
+        self._threads = threads
+        self._release = threading.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.begun = 0
+
+    def add(self, namespace: NetworkNamespace) -> asyncio.Task[None]:
+        def job() -> None:
+            self.begun += 1
+            assert self._release.wait(30)
+
+        task = asyncio.create_task(self._threads.run(namespace, job))
+        self._tasks.append(task)
+        return task
+
+    async def end(self) -> None:
+        self._release.set()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def blocked(threads: NamespaceThreads) -> AsyncIterator[Blocked]:
+    made = Blocked(threads)
+    try:
+        yield made
+    finally:
+        await made.end()
+        threads.close()
+
+
+def thread_number() -> int:
+    return sum(thread.name == "netns" for thread in threading.enumerate())
+
+
+async def test_blocked_pods_hold_up_nobody(pods: Callable[[int], list[NetworkNamespace]]) -> None:
+    """L36: with 19 pods whose looks do not end, every job of another pod is done."""
+    hostile = pods(LANE + MOST_OVERTIME - 1)
+    (innocent,) = pods(1)
+    threads = NamespaceThreads(overtime=BRIEFLY)
+    async with blocked(threads) as jobs:
+        for namespace in hostile:
+            jobs.add(namespace)
+        for number in range(20):
+            assert await threads.run(innocent, partial(int, number)) == number
+        await eventually(lambda: jobs.begun == len(hostile))
+
+
+async def test_number_of_threads_is_bounded(pods: Callable[[int], list[NetworkNamespace]]) -> None:
+    """However many pods block, there are so many threads and no more; then all get their turn."""
+    hostile = pods(40)
+    async with blocked(NamespaceThreads(overtime=BRIEFLY)) as jobs:
+        for namespace in hostile:
+            jobs.add(namespace)
+        await eventually(lambda: jobs.begun == LANE + MOST_OVERTIME)
+        assert thread_number() == LANE + MOST_OVERTIME
+        await jobs.end()
+        assert jobs.begun == len(hostile)
+        assert thread_number() <= LANE + MOST_OVERTIME
+
+
+async def test_one_job_at_a_time_in_a_namespace(
+    pods: Callable[[int], list[NetworkNamespace]],
+) -> None:
+    """A pod that asks for much, through one namespace, holds one thread."""
+    (one, other) = pods(2)
+    async with blocked(NamespaceThreads(overtime=BRIEFLY)) as jobs:
+        for _ in range(LANE + 1):
+            jobs.add(one)
+        await eventually(lambda: jobs.begun == 1)
+        other_job = jobs.add(other)
+        await eventually(lambda: jobs.begun == 2)
+        assert thread_number() == 2
+        await jobs.end()
+        assert other_job.done()
+        assert jobs.begun == LANE + 2
+
+
+async def test_costly_pods_share_a_lane_of_their_own(
+    pods: Callable[[int], list[NetworkNamespace]],
+) -> None:
+    """Pods that have cost much take no place of the others, not even of a single one."""
+    clock = Clock()
+    costly, (innocent,) = pods(5), pods(1)
+    threads = NamespaceThreads(1, overtime=FOREVER, clock=clock)
+    async with blocked(threads) as jobs:
+        for namespace in costly:
+            await threads.run(namespace, lambda: move(clock, 1))
+        clock.now = 0
+        for namespace in costly:
+            jobs.add(namespace)
+        await eventually(lambda: jobs.begun == SLOW_LANE)
+        for number in range(10):
+            assert await threads.run(innocent, partial(int, number)) == number
+        assert jobs.begun == SLOW_LANE
+        await jobs.end()
+        assert jobs.begun == len(costly)
+
+
+def move(clock: Clock, seconds: float) -> None:
+    clock.now += seconds
+
+
+async def test_pod_that_costs_too_much_rests(
+    pods: Callable[[int], list[NetworkNamespace]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beyond its allowance its next look waits, which is told once; others' do not."""
+    clock = Clock()
+    greedy, innocent = pods(2)
+    limits = Limits(cheap=0.1, allowance=0.5, forgiven=100, longest_rest=1)
+    threads = NamespaceThreads(limits=limits, clock=clock)
+    with contextlib.closing(threads):
+        await threads.run(greedy, lambda: move(clock, 4.5))
+        assert threads.spaced_out(greedy.id) == pytest.approx(0.04)
+        again = asyncio.create_task(threads.run(greedy, lambda: None))
+        for _ in range(20):
+            await threads.run(innocent, lambda: None)
+            await asyncio.sleep(0.005)
+        assert not again.done()
+        assert threads.spaced_out(innocent.id) == 0
+        move(clock, 0.04)
+        await again
+        out, err = capsys.readouterr()
+        assert (out + err).count("spaced out") == 1
+
+
+async def test_host_never_rests(pods: Callable[[int], list[NetworkNamespace]]) -> None:
+    """Without limits nothing is held against a namespace: the host's may be slow by nature."""
+    clock = Clock()
+    (host,) = pods(1)
+    with contextlib.closing(NamespaceThreads(1, limits=NO_LIMITS, clock=clock)) as threads:
+        for _ in range(5):
+            await threads.run(host, lambda: move(clock, 100))
+            assert threads.spaced_out(host.id) == 0
+
+
+async def test_caller_that_is_cancelled_before_its_turn(
+    pods: Callable[[int], list[NetworkNamespace]],
+) -> None:
+    """Its job never begins, its descriptor is given back, and the next has its turn."""
+    (one, other) = pods(2)
+    threads = NamespaceThreads(1, overtime=FOREVER)
+    async with blocked(threads) as jobs:
+        jobs.add(one)
+        await eventually(lambda: jobs.begun == 1)
+        before = open_descriptors()
+        in_line = [jobs.add(namespace) for namespace in (one, one, other, other)]
+        await asyncio.sleep(0)
+        for task in in_line:
+            task.cancel()
+        await asyncio.wait(in_line)
+        assert open_descriptors() == before
+        await jobs.end()
+        assert jobs.begun == 1
+        assert await threads.run(one, lambda: "next") == "next"
+        assert await threads.run(other, lambda: "next") == "next"
+
+
+async def test_caller_that_is_cancelled_during_its_job(
+    pods: Callable[[int], list[NetworkNamespace]],
+) -> None:
+    """The namespace's next job waits for the one that nobody waits for any more."""
+    (one,) = pods(1)
+    threads = NamespaceThreads(overtime=BRIEFLY)
+    async with blocked(threads) as jobs:
+        given_up = jobs.add(one)
+        await eventually(lambda: jobs.begun == 1)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        after = asyncio.create_task(threads.run(one, lambda: "after"))
+        await asyncio.sleep(0)
+        assert not after.done()
+        await jobs.end()
+        assert await after == "after"
+
+
+STEPS = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 0.5)), max_size=60)
+
+
+@given(STEPS)
+def test_what_a_pod_can_cost(steps: list[tuple[float, float]]) -> None:
+    """Whatever a pod does and when: its cost is bounded by its allowance and the time."""
+    clock, limits = Clock(), Limits()
+    account = Account(limits, clock)
+    total = 0.0
+    for pause, cost in steps:
+        clock.now += max(pause, account.rest)
+        assert account.rest == pytest.approx(0, abs=1e-6)
+        clock.now += cost
+        account.charge(cost)
+        total += cost
+        assert account.rest <= limits.longest_rest + 1e-6
+        assert total <= limits.allowance + limits.forgiven * clock.now + 0.5 + 1e-6
+
+
+def test_everything_is_forgiven_in_time() -> None:
+    """A pod that was slow once is an ordinary one again."""
+    clock = Clock()
+    account = Account(Limits(), clock)
+    account.charge(1000)
+    assert not account.cheap
+    assert account.rest == pytest.approx(60)
+    clock.now = 360
+    assert account.spent == pytest.approx(0)
+    assert account.cheap
