@@ -13,7 +13,7 @@ from nodeagent.cni.request import PodName
 from nodeagent.cni.waiting import Waiting, answered, heard_or_asked
 from nodeagent.mesh.eligibility import Policy, Wanted, decide_by_namespace
 from nodeagent.mesh.errors import RetryError
-from nodeagent.mesh.pod import Namespace, Pod, PodUID
+from nodeagent.mesh.pod import CONFIG_MIRROR, Namespace, Pod, PodUID
 from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.table import Table
 from nodeagent.mesh.workload import N, Workload
@@ -67,6 +67,10 @@ class Admission(Generic[N]):
             return "a pod of the agent"
         settled = decide_by_namespace(pod.namespace, self._policy)
         return settled.reason if settled else None
+
+    def excuse(self, pod: PodName) -> str | None:
+        """Say why `pod` goes on where nobody can decide about it; None: it is held."""
+        return self._let_through.undecided(pod.namespace, pod.name)
 
     def known(self, pod: PodName) -> Workload[N] | None:
         """Return the row of the pod with this UID; none where the UID was not told (L38)."""
@@ -125,7 +129,7 @@ class Admission(Generic[N]):
             ) from error
 
     async def _admit(self, pod: PodName, sandbox: Sandbox, adding: Adding, waiting: Waiting) -> str:
-        excuse = self._let_through.undecided(pod.namespace, pod.name)
+        excuse = self.excuse(pod)
         try:
             async with asyncio.timeout(EXCUSED_PATIENCE if excuse else None):
                 await self._table.until_synced()
@@ -210,6 +214,11 @@ class Admission(Generic[N]):
             return  # heard of meanwhile; the answer may be older
         if found is None:
             raise _nobody(pod)
+        if found.sandbox_uid != pod.uid and CONFIG_MIRROR in found.annotations:
+            raise RetryError(
+                f"static pod {pod} starts with manifest {pod.uid}, its mirror in the API has "
+                f"{found.sandbox_uid}; kubelet's new mirror is waited for"
+            )
         if found.sandbox_uid != pod.uid:
             raise CniError(
                 Code.TRY_AGAIN,

@@ -26,8 +26,12 @@ log = structlog.get_logger()
 _ISTIO = Attachment(network="", container_id="", interface="")
 """Istio's plugin does not say what it attaches, nor when that ends."""
 
-_NEVER_FAILING = frozenset({Command.DEL, Command.GC, Command.STATUS})
-"""A fault of ours does not keep pods in Terminating (L18), or a node from being ready (L40)."""
+_NEVER_FAILING = frozenset({Command.DEL, Command.STATUS})
+"""A failure would keep a pod in Terminating (L18), or a node from being ready (L40).
+
+So they succeed where we do not understand the request, as a version of CNI to come, or
+fail ourselves.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Plugin(Generic[N]):
             log.warning(
                 "plugin request failed", command=command, code=int(error.code), reason=str(error)
             )
+            if command in _NEVER_FAILING:
+                return Answer(success=True)
             return Answer(success=False, body=result.failure(error, version))
         except Exception:
             log.exception("unexpected failure", command=command)
@@ -123,6 +129,8 @@ class Plugin(Generic[N]):
             return
         row = self._admission.holder(pod, netns)
         if row is None or row.decision.wanted is Wanted.UNKNOWN:
+            if self._admission.excuse(pod) is not None:
+                return
             why = row.decision.reason if row else "the agent has not heard of it"
             raise CniError(Code.TRY_AGAIN, f"it is not known whether pod {pod} is in the mesh", why)
         if row.decision.wanted is Wanted.NO:

@@ -199,6 +199,7 @@ async def test_check_of_pods_that_are_not_in_the_mesh(tmp_path: Path) -> None:
     """CHECK has nothing to say of them; of a pod that is not known it says so (L16)."""
     async with serving(tmp_path) as runtime:
         assert (await runtime.call("CHECK", namespace="kube-system")).success
+        assert (await runtime.call("CHECK", namespace="control")).success
         assert (await runtime.call("CHECK")).code == TRY_AGAIN
         known(runtime, labels={})
         assert (await runtime.call("CHECK")).success
@@ -274,7 +275,7 @@ async def test_version(tmp_path: Path) -> None:
 
 
 async def test_fault_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """L18, L40: a bug in the agent fails an ADD with a CNI error, and never a DEL or a GC."""
+    """L18: a bug in the agent fails an ADD with a CNI error, and never a DEL."""
     async with serving(tmp_path) as runtime:
         known(runtime)
 
@@ -286,8 +287,20 @@ async def test_fault_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert (await runtime.add()).code == TRY_AGAIN
         assert (await runtime.add()).success
         monkeypatch.setattr(runtime.on.table, "sandbox_ended", fault)
-        assert (await collect(runtime, [])).success
         assert (await runtime.delete()).success
+
+
+@pytest.mark.parametrize(
+    "config", [{"cniVersion": "2.0.0"}, {"cniVersion": None}, {"name": "-"}, {"prevResult": 10**9}]
+)
+async def test_request_that_is_not_understood(tmp_path: Path, config: dict[str, object]) -> None:
+    """L18, L40: it fails an ADD, and never keeps a pod in Terminating, or a node from ready."""
+    async with serving(tmp_path) as runtime:
+        known(runtime)
+        assert not (await runtime.call("ADD", config=config)).success
+        for command in ("DEL", "STATUS"):
+            reply = await runtime.call(command, config=config)
+            assert (reply.success, reply.text) == (True, "")
 
 
 async def test_peer_that_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,23 @@ async def test_static_pod(tmp_path: Path, start: Start) -> None:
         assert runtime.on.node.ztunnel == {"2": 2}
 
 
+async def test_mirror_that_kubelet_makes_anew(tmp_path: Path) -> None:
+    """With a static pod's hash as UID, too: the mirror that has it is meant, or waited for."""
+    old, new = ({CONFIG_MIRROR: hash_, CONFIG_HASH: hash_} for hash_ in ("h1", "h2"))
+    async with serving(tmp_path) as runtime:
+        known(runtime, "1", annotations=old, labels={})
+        api_has(runtime, replace(OLD, annotations=old))
+        starting = asyncio.create_task(runtime.add(uid="h2", netns=2))
+        await until_asked(runtime)
+        known(runtime, "1", annotations=old, labels={}, deleting=True)
+        known(runtime, "2", annotations=new)
+        assert (await starting).success
+        known(runtime, "3", annotations=new)
+        runtime.on.table.pod_gone(PodUID("2"))
+        assert (await runtime.add(uid="h2", container="c3", netns=3)).success
+        await eventually(lambda: runtime.on.node.ztunnel == {"3": 3})
+
+
 async def test_check_is_about_the_pod_that_has_the_namespace(tmp_path: Path) -> None:
     """CHECK without a UID: the sandbox's namespace tells two pods of one name apart."""
     async with serving(tmp_path) as runtime:
