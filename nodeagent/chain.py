@@ -80,6 +80,7 @@ def installer(settings: Settings) -> Installer | None:
             endpoint=settings.container_runtime_endpoint,
             prefix=settings.host_prefix,
         ),
+        root=settings.host_prefix or "/",
     )
 
 

@@ -103,8 +103,8 @@ def content(path: str) -> bytes:
 def replace(path: str, data: bytes, *, like: str | None, mode: int = 0o600) -> None:
     """Write a file at one stroke; it is on disk before it has its name.
 
-    Mode and owner are those of the file `like`, otherwise `mode` and ours. Raises
-    ``OSError`` that names the file, which is then as it was.
+    Mode and, where we may, owner are those of the file `like`, otherwise `mode` and ours.
+    Raises ``OSError`` that names the file, which is then as it was.
     """
     temporary = f"{path}.{secrets.token_hex(4)}{_TEMPORARY}"
     with _named(path, "written"):
@@ -169,7 +169,9 @@ def _write(path: str, data: bytes, like: str | None, mode: int) -> None:
     with open(fd, "wb", buffering=0) as file:
         if like is not None:
             model = os.stat(like)
-            os.fchown(fd, model.st_uid, model.st_gid)
+            # Without CAP_CHOWN it stays ours: runtimes, which are root, read it all the same.
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, model.st_uid, model.st_gid)
             mode = stat.S_IMODE(model.st_mode)
         os.fchmod(fd, mode)
         rest = memoryview(data)
@@ -186,9 +188,25 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def whose(directory: str) -> str:
+    """Who owns a directory that we may not use, and what lets us; '' if that is not the reason."""
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return ""
+    if status.st_uid == os.geteuid():
+        return ""
+    return (
+        f" ({directory} is user {status.st_uid}'s, mode {stat.S_IMODE(status.st_mode):04o}:"
+        " the agent's container needs the capability DAC_OVERRIDE)"
+    )
+
+
 @contextlib.contextmanager
 def _named(path: str, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{path} cannot be {what}: {error.strerror}") from error
+        owner = whose(os.path.dirname(path)) if isinstance(error, PermissionError) else ""
+        reason = f"{path} cannot be {what}: {error.strerror}{owner}"
+        raise OSError(error.errno, reason) from error

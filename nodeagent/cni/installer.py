@@ -1,6 +1,7 @@
 """Keeps our plugin in the node's CNI chain for as long as the agent runs."""
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ from nodeagent.cni.plan import (
     types_of,
 )
 from nodeagent.cni.reverting import Brake, suspect
-from nodeagent.folder_watch import FolderWatch
+from nodeagent.folder_watch import FolderLostError, FolderWatch
+from nodeagent.links import follow
 
 log = structlog.get_logger()
 
@@ -67,6 +69,7 @@ class Installer:
     neither writes again, and for what differs the later agent's counts.
 
     It leaves everything where it is when it is cancelled (L17); `uninstall` takes it out.
+    `root`: where the host's root is, below which links lead.
     """
 
     def __init__(
@@ -80,10 +83,13 @@ class Installer:
         own_file: str | None,
         binary_source: str,
         loading: Callable[[], Awaitable[Loading]],
+        root: str = "/",
     ) -> None:
         self.installed = asyncio.Event()
         """Set once binary and configuration are in place."""
+        self._net_path, self._bin_path, self._root = net_dir, bin_dir, root
         self._net_dir, self._bin_dir = net_dir, bin_dir
+        """Where the paths lead; links are followed anew with each look."""
         self._bare_entry = entry
         self._placement = Placement(conf_name=conf_name, chained=chained, own_file=own_file)
         self._source = binary_source
@@ -104,7 +110,7 @@ class Installer:
             if self._placement.chained and self._placement.own_file is not None:
                 await self._hear()
                 tasks.create_task(self._keep_asking(), name="ask the container runtime")
-            for path in sorted({self._net_dir, self._bin_dir}):
+            for path in sorted({self._net_path, self._bin_path}):
                 tasks.create_task(self._watch(path), name=f"watch {path}")
             while True:
                 self._stirred.clear()
@@ -143,13 +149,16 @@ class Installer:
     async def _watch(self, path: str) -> None:
         while True:
             try:
-                with FolderWatch(path) as watch:
+                with FolderWatch(path, self._root) as watch:
                     self._solved(f"watch {path}")
                     while True:
                         self._stirred.set()
                         await watch.changed()
             except (FileNotFoundError, NotADirectoryError):
                 pass  # whoever looks there says so
+            except FolderLostError:
+                self._stirred.set()
+                continue
             except OSError as error:
                 self._problem(f"watch {path}", f"{path} cannot be watched: {error.strerror}")
             await asyncio.sleep(_RETRY)
@@ -158,6 +167,8 @@ class Installer:
     def _look(self) -> _Look:
         """Compare with what should be, and repair it. In a thread: disks are slow."""
         try:
+            self._net_dir = follow(self._net_path, self._root).path
+            self._bin_dir = follow(self._bin_path, self._root).path
             binary = Binary.load(self._source)
             entry = stamped(self._bare_entry, at=self._at, binary=binary.digest)
             look = self._mend(binary, entry)
@@ -167,8 +178,7 @@ class Installer:
             self._problem("install", str(error))
             return _Look(stands=False, again_in=_RETRY)
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            self._problem("install", f"{where}{error.strerror}")
+            self._problem("install", _told(error))
             return _Look(stands=False, again_in=_RETRY, failed=True)
         if look.stands:
             self._solved("install")
@@ -298,6 +308,14 @@ async def _finished(looking: Awaitable[_Look]) -> _Look:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+def _told(error: OSError) -> str:
+    if not error.filename:
+        return str(error.strerror)
+    denied = isinstance(error, PermissionError)
+    owner = confdir.whose(os.path.dirname(error.filename)) if denied else ""
+    return f"{error.filename}: {error.strerror}{owner}"
 
 
 def _undone(found: Directory, wanted: Plan, entry: Entry, *, executable: bool) -> str:

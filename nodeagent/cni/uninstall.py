@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nodeagent.cni import confdir
 from nodeagent.cni.conflist import OURS, entry_of
 from nodeagent.cni.plan import undone
+from nodeagent.links import follow
 
 _CACHES = ("var/lib/cni/results", "var/lib/cni/cache/results")
 """Where libcni notes with which configuration a sandbox was made; the second before 0.8."""
@@ -38,6 +39,8 @@ def uninstall(net_dir: str, bin_dir: str, *, prefix: str = "") -> Report:
     lets that succeed without an agent. `prefix` is where the host's root is. Raises
     ``OSError`` that names what cannot be undone; the binary stays then too.
     """
+    root = prefix or "/"
+    net_dir, bin_dir = follow(net_dir, root).path, follow(bin_dir, root).path
     restored, removed, unreadable = _restore(net_dir)
     kept = unreadable or _in_use(prefix)
     if not kept:

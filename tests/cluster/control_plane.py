@@ -31,8 +31,10 @@ _SUBJECT_NAMES = f"subjectAltName=IP:{_LOOPBACK},DNS:localhost,DNS:kubernetes.de
 class ControlPlane:
     """Runs from its start to the end of its ``with`` block, and no longer than this process."""
 
-    def __init__(self, binaries: Binaries) -> None:
+    def __init__(self, binaries: Binaries, *arguments: str) -> None:
+        """`arguments`: more of the API server's, than those that all tests need."""
         self._binaries = binaries
+        self._arguments = arguments
         self._directory = tempfile.TemporaryDirectory(prefix="control-plane-")
         self.path = Path(self._directory.name)
         self.ca = self.path / "serving.crt"
@@ -184,6 +186,7 @@ class ControlPlane:
             "--endpoint-reconciler-type=none",
             "--enable-priority-and-fairness=false",
             "--profiling=false",
+            *self._arguments,
         )
 
     def _spawn(self, program: str, log: str, *arguments: str) -> subprocess.Popen[bytes]:

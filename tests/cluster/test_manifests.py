@@ -1,19 +1,21 @@
 """The manifests of `deploy/`, given to a real API server."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nodeagent import __version__
 from nodeagent.config import SETTINGS
 from tests.cluster.client import AnswerError, Client, Object
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import ACCOUNT, DEPLOY, NAMESPACE, apply, build
 from tests.eventually import eventually
 
-_PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _COMPONENTS = sorted((DEPLOY / "components").iterdir())
+_PLATFORMS = ("gke", "k3s")
+"""Components for nodes of one kind, which exclude each other."""
+_OPTIONS = [path.name for path in _COMPONENTS if path.name not in _PLATFORMS]
 _BASES = sorted(path.parent.name for path in DEPLOY.glob("*/kustomization.yaml"))
 _OWN = ("nodeagent", "ztunnel-stub")
 _PROGRAMS_SETTINGS = {"XTABLES_LOCKFILE"}
@@ -177,12 +179,11 @@ def test_container_is_confined(folder: str) -> None:
     spec = _daemonset(documents)["spec"]["template"]["spec"]
     container = _container(documents)
     security = container["securityContext"]
-    version = tomllib.loads(_PROJECT.read_text())["project"]["version"]
     assert not any(spec.get(each) for each in ("hostNetwork", "hostPID", "hostIPC"))
     assert (security["privileged"], security["readOnlyRootFilesystem"]) == (False, True)
     assert security["capabilities"]["drop"] == ["ALL"]
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container["image"] == f"nodeagent:{version}"
+    assert container["image"] == f"nodeagent:{__version__}"
     assert spec["tolerations"] == [{"operator": "Exists"}]
     writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
     sockets = {"/var/run/ztunnel"}
@@ -191,10 +192,11 @@ def test_container_is_confined(folder: str) -> None:
     assert writable == sockets
 
 
-def test_every_setting_in_the_manifests_exists(tmp_path: Path) -> None:
+@pytest.mark.parametrize("platform", _PLATFORMS)
+def test_every_setting_in_the_manifests_exists(tmp_path: Path, platform: str) -> None:
     """A variable that the agent does not know would be ignored without a word."""
     known = {setting.variable for setting in SETTINGS} | _PROGRAMS_SETTINGS
-    documents = _kustomized(tmp_path, *(path.name for path in _COMPONENTS))
+    documents = _kustomized(tmp_path, *_OPTIONS, platform)
     assert {each["name"] for each in _container(documents)["env"]} <= known
 
 
@@ -212,7 +214,7 @@ def test_nothing_shared_is_in_a_component(tmp_path: Path, component: str) -> Non
 
 def test_namespace_is_made_before_anything_is_applied() -> None:
     """L32: it is in no base, so the documented steps make it where it is missing."""
-    root = _PROJECT.parent
+    root = DEPLOY.parent
     texts = [path.read_text() for path in (*root.glob("docs/*.md"), *root.glob("deploy/**/*.md"))]
     blocks = [block for text in texts for block in text.split("```") if "kubectl apply -k" in block]
     assert len(blocks) >= 2
@@ -221,12 +223,30 @@ def test_namespace_is_made_before_anything_is_applied() -> None:
         assert f"kubectl create namespace {NAMESPACE}\n" in before
 
 
-def test_both_components_go_together(deployed: ControlPlane, tmp_path: Path) -> None:
+@pytest.mark.parametrize("platform", _PLATFORMS)
+def test_components_go_together(deployed: ControlPlane, tmp_path: Path, platform: str) -> None:
     """The options can be combined, and the server takes what they make of the DaemonSet."""
-    documents = _kustomized(tmp_path, *(path.name for path in _COMPONENTS))
+    documents = _kustomized(tmp_path, *_OPTIONS, platform)
     apply(deployed.admin, [each for each in documents if each["kind"] == "DaemonSet"])
     container = _container(documents)
     assert "NET_RAW" in container["securityContext"]["capabilities"]["add"]
     # The one that kube-proxy's programs take.
     assert {"name": "xtables-lock", "mountPath": "/run/xtables.lock"} in container["volumeMounts"]
     assert {"name": "XTABLES_LOCKFILE", "value": "/run/xtables.lock"} in container["env"]
+
+
+@pytest.mark.parametrize("component", [None, *_PLATFORMS])
+def test_cni_directories_are_mounted(tmp_path: Path, component: str | None) -> None:
+    """The directories that the settings name are the host's, writable, under the prefix."""
+    documents = _kustomized(tmp_path, component) if component else build(DEPLOY / "base")
+    container = _container(documents)
+    values = {each["name"]: each.get("value") for each in container["env"]}
+    volumes = _daemonset(documents)["spec"]["template"]["spec"]["volumes"]
+    paths = {each["name"]: each["hostPath"]["path"] for each in volumes}
+    writable = [each for each in container["volumeMounts"] if not each.get("readOnly")]
+    inside = {each["mountPath"]: paths[each["name"]] for each in writable}
+    for name in ("CNI_NET_DIR", "CNI_BIN_DIR"):
+        wanted = values["HOST_PREFIX"] + values[name]
+        [point] = [point for point in inside if wanted == point or wanted.startswith(f"{point}/")]
+        assert point == values["HOST_PREFIX"] + inside[point]
+    assert len(inside) == 4, "nothing else can be written to"

@@ -40,8 +40,10 @@ _INSTALL = """
 import sys
 from nodeagent.cni import confdir
 
-confdir.replace(sys.argv[1] + "/plugin", b"x", like=None)
+list = sys.argv[1] + "/10-x.conflist"
+confdir.replace(list, b"{ }", like=list)
 """
+"""Write to a directory of another user, in the place of a file of that user's."""
 _LEGACY = "XTABLES_LOCKFILE=/dev/null iptables-legacy -t nat -S >/dev/null"
 _CALLS = (".open(", "kernel.setns(", "pod.ensure(", "read()", "save(", "confdir.replace(")
 
@@ -100,7 +102,9 @@ def foreign(tmp_path: Path) -> str:
     """A directory of another user, as Kubespray's are of ``kube``."""
     directory = tmp_path / "opt"
     directory.mkdir(mode=0o755)
-    os.chown(directory, 999, 999)
+    (directory / "10-x.conflist").write_text("{}")
+    for path in (directory, directory / "10-x.conflist"):
+        os.chown(path, 999, 999)
     return str(directory)
 
 
@@ -157,6 +161,7 @@ def test_no_capability_is_idle(
     assert len(granted) == 6
     assert set(missing.split()) < set(granted)
     assert _failed_line(script, done.stderr) == refused
+    assert script != _INSTALL or "is user 999's, mode 0755" in done.stderr
 
 
 def _failed_line(script: str, traceback: str) -> str:

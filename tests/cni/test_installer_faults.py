@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,24 @@ async def test_directory_is_replaced(node: Node) -> None:
         await eventually(lambda: node.types(OWN) == ["weave-net", "portmap", "nodeagent"])
         (node.net / OWN).unlink()
         await node.chained()
+
+
+async def test_directories_behind_links_that_turn(node: Node) -> None:
+    """An upgrade of k3s turns a link on the way: binary and entry are in the new place."""
+    node.has(FLANNEL)
+    (node.root / "releases").mkdir()
+    for which in (node.net, node.bin):
+        shutil.copytree(which, node.root / "releases/two" / which.name)
+        which.rename(node.root / "releases" / which.name)
+    (node.root / "current").symlink_to("/releases")  # the host's own root is node.root
+    paths = {"net_dir": f"{node.root}/current/net.d", "bin_dir": f"{node.root}/current/bin"}
+    async with node.installing(root=str(node.root), **paths) as installer:
+        await installed(installer)
+        assert (node.root / "releases/bin/nodeagent").exists()
+        (node.root / "new").symlink_to("/releases/two")
+        (node.root / "new").rename(node.root / "current")
+        await eventually((node.root / "releases/two/bin/nodeagent").exists, 2)
+        await eventually((node.root / "releases/two/net.d" / OWN).exists, 2)
 
 
 async def test_not_a_directory(node: Node) -> None:
