@@ -10,7 +10,8 @@ from nodeagent.redirect.iptables_programs import Variant, restore
 from nodeagent.redirect.rules import Family
 from tests.agent.processes import Node, Stub
 from tests.eventually import eventually
-from tests.kernel.xtables import FOREIGN, ISTIO, inside, listing
+from tests.kernel import istio
+from tests.kernel.xtables import FOREIGN, inside, listing
 from tests.lab.apps import ask, conversation, echo_app
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
@@ -119,12 +120,7 @@ async def test_taking_over_from_istios_own_agent(
             inside(pod, restore, variant, family, FOREIGN)
     foreign = {(pod, family): listing(pod, variant, family) for pod in pair for family in Family}
     for pod in pair:
-        for family in Family:
-            inside(pod, restore, variant, family, ISTIO[family])
-        pod.shell(
-            "ip rule add fwmark 0x111/0xfff pref 32764 lookup 100",
-            "ip route replace local 0.0.0.0/0 dev lo table 100",
-        )
+        istio.enroll(pod, variant)
         node.write(pod, annotations={"ambient.istio.io/redirection": "enabled"})
     node.start()
     for pod in pair:
