@@ -26,6 +26,7 @@ from nodeagent.cluster.taint import remove_taint
 from nodeagent.cni.installer import Installer
 from nodeagent.config import Settings, require_manifests
 from nodeagent.descriptors import make_room
+from nodeagent.loop_watch import watching_loop
 from nodeagent.mesh.eligibility import Policy, Wanted
 from nodeagent.mesh.enrolment import Parts
 from nodeagent.mesh.errors import RetryError
@@ -200,6 +201,8 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
         await _prune(probes, table)
         missing.remove(_LOOKS)
         log.info("ready", pods=len(table), zds=settings.ztunnel_uds_address)
+        # Not before: modules that are loaded at the start hold up nobody.
+        stack.enter_context(watching_loop())
         if api is not None and settings.remove_startup_taint:
             tasks.create_task(_untaint(settings, api, chain), name="start-up taint")
         await ZdsServer(book, peer_uids=settings.zds_peer_uids).serve(listener)

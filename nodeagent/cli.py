@@ -45,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(_: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent import agent
+    from nodeagent import agent, loop_watch
     from nodeagent.cluster.api import NoClusterError
     from nodeagent.cni.binary import NoBinaryError
 
     try:
-        return _answered(lambda: asyncio.run(agent.run(settings)))
+        return _answered(lambda: loop_watch.run(agent.run(settings)))
     except NoClusterError as error:
         return _failed(f"{error}. Without a cluster, name a folder of manifests (POD_MANIFESTS)")
     except NoBinaryError as error:

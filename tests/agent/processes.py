@@ -171,7 +171,7 @@ def _log_to(path: str) -> None:
 
 
 def _run(flags: dict[str, str], die_after: int, log_path: str, grant: Grant | None) -> None:
-    from nodeagent import agent  # noqa: PLC0415 - preloaded in the fork server
+    from nodeagent import agent, loop_watch  # noqa: PLC0415 - preloaded in the fork server
     from tests.agent import steps  # noqa: PLC0415
 
     _log_to(log_path)
@@ -179,4 +179,4 @@ def _run(flags: dict[str, str], die_after: int, log_path: str, grant: Grant | No
         limit_to(grant, str(Path(log_path).parent))
     if die_after:
         steps.die_after(die_after)
-    raise SystemExit(asyncio.run(agent.run(config.load(flags, {}))))
+    raise SystemExit(loop_watch.run(agent.run(config.load(flags, {}))))
