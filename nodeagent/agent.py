@@ -97,11 +97,14 @@ async def uninstall(settings: Settings) -> list[str]:
     """
     chain = uninstall_plugin(settings)
     with contextlib.closing(NamespaceThreads(1, limits=NO_LIMITS)) as host_threads:
-        variant = await _iptables_variant(settings, host_threads)
-        async with _host_probes(settings, host_threads, variant) as probes:
-            stood = await probes.uninstall()
+        # All that is proven to be ours goes, whatever the backend.
+        async with _host_probes(settings, host_threads, None) as probes:
+            host = await probes.uninstall()
     return [
-        "the host's rules are removed" if stood else "the host has no rules of the agent's",
+        *(f"the host's {what} is removed" for what in host.removed),
+        *([] if host.removed else ["the host has no rules of the agent's"]),
+        *(f"the host's {what}; left alone" for what in host.left),
+        *(f"the host's {what}; not removed" for what in host.failed),
         *(f"{path} is as it was before" for path in chain.restored),
         *(f"{path} is removed" for path in chain.removed),
         *([f"the CNI plugin's binary stays: {chain.kept}"] if chain.kept else []),
@@ -171,7 +174,11 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
         if chain is not None:
             missing.append(_CHAIN)
         listener = await stack.enter_async_context(_sockets(settings, threads, table, missing))
-        await probes.start()
+        try:
+            await probes.start()
+        except RetryError as error:
+            # Pods are redirected and served without it; it is tried again all the time.
+            log.error("health probes of pods cannot be let through yet", reason=str(error))  # noqa: TRY400 - the reason is the message
         # Before the first list: a plugin that waits here need not wait for a retry.
         await stack.enter_async_context(
             plugin_server(

@@ -1,7 +1,7 @@
 """The host's iptables chain that gives health probes their source address."""
 
 import socket
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 from nodeagent import kernel
 from nodeagent.netlink import Netlink, attribute
@@ -9,7 +9,7 @@ from nodeagent.redirect.errors import RedirectError, translated
 from nodeagent.redirect.iptables import FIRST
 from nodeagent.redirect.iptables_programs import Variant, restore, save
 from nodeagent.redirect.iptables_save import Chain, find_chains
-from nodeagent.redirect.probe_rules import SETS, ProbeRules
+from nodeagent.redirect.probe_rules import LAYOUT_MARK, SETS, ProbeRules
 from nodeagent.redirect.probe_table import without_counters
 from nodeagent.redirect.rules import LAYOUT_VERSION, Family, Table
 
@@ -40,11 +40,11 @@ ProbeChains = Mapping[Family, Chain]
 """The chain as it stands in each family; a family without the chain is left out."""
 
 
-def read_chains(variant: Variant) -> ProbeChains:
+def read_chains(variant: Variant, families: Iterable[Family] = Family) -> ProbeChains:
     """Read the chain in the calling thread's network namespace. Raises `RedirectError`."""
     return {
         family: chain
-        for family in Family
+        for family in families
         # A listing is for those who know that there is something: it may make tables (L7).
         if _may_stand(variant, family) and (chain := parse_chain(save(variant, family)))
     }
@@ -95,7 +95,7 @@ def render_chain(rules: ProbeRules, family: Family, standing: Chain | None) -> s
     return _transaction(
         f":{CHAIN} - [0:0]",  # made, or emptied where it stands
         *place,
-        f'-A {CHAIN} -m comment --comment "nodeagent layout {LAYOUT_VERSION}"',
+        f'-A {CHAIN} -m comment --comment "{LAYOUT_MARK}{LAYOUT_VERSION}"',
         # A socket exists for what a process here sends: kubelet, whatever it is
         # called, and not what is forwarded (L21).
         f"-A {CHAIN} -p tcp -m owner --socket-exists"

@@ -15,6 +15,9 @@ CHAIN = "postrouting"
 SETS = {4: "istio-inpod-probes-v4", 6: "istio-inpod-probes-v6"}
 """By version of the addresses in them."""
 
+LAYOUT_MARK = "nodeagent layout "
+"""In a comment on what is ours, with the layout's version behind it."""
+
 # One before srcnat. Of two nat chains with the same priority the kernel asks the
 # one first that came last, and the first verdict holds: a masquerade of anybody
 # who starts after us would take the probes (L20).
@@ -70,7 +73,7 @@ def render_table(rules: ProbeRules) -> str:
     """Return the text that makes the table where there is none, without addresses."""
     probe = {4: rules.probe_v4, 6: rules.probe_v6}
     header = {4: "ip", 6: "ip6"}
-    lines = [f"table inet {TABLE} {{", f'\tcomment "nodeagent layout {LAYOUT_VERSION}"']
+    lines = [f"table inet {TABLE} {{", f'\tcomment "{LAYOUT_MARK}{LAYOUT_VERSION}"']
     for version in rules.versions:
         lines += [
             f"\tset {SETS[version]} {{",

@@ -1,5 +1,6 @@
 """Taking over a host from the other backend, or from Istio's own agent (L7, L8)."""
 
+import asyncio
 from collections.abc import Collection
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -9,17 +10,16 @@ import structlog
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
-from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.nftables import render_removal
-from nodeagent.redirect.probe_ipsets import ProbeIpsets
-from nodeagent.redirect.probe_rules import TABLE
-from nodeagent.redirect.probe_table import ProbeTable
+from nodeagent.redirect.probe_removal import Removal, remove
 from nodeagent.redirect.probe_watch import POLL, ProbeWatch
-from nodeagent.redirect.probes import HostProbes, HostProbesError
-from nodeagent.redirect.probes_iptables import IptablesHostProbes, remove_sets, remove_variant
+from nodeagent.redirect.probes import HostProbes
+from nodeagent.redirect.probes_iptables import IptablesHostProbes
 
 log = structlog.get_logger()
+
+RETRY_AFTER, _LONGEST_PAUSE = 60.0, 3600.0
+"""Seconds before leftovers that could not be removed are looked for again."""
 
 
 class TakingOver:
@@ -45,6 +45,9 @@ class TakingOver:
         """The pods whose addresses are in; of interest until the others' rules are gone."""
         self._awaited: set[PodUID] | None = None
         """Those that have to be before; None before the first list, empty when it is over."""
+        self._unswept = asyncio.Event()
+        """Set while the others' rules could not be looked at or removed."""
+        self._told: list[str] = []
 
     async def start(self) -> None:
         """See `HostProbes`."""
@@ -54,7 +57,10 @@ class TakingOver:
         """Put back at once what others take out of the host's rules and sets, without end (L37)."""
         # The kernel tells of nftables, which iptables-nft is too, and of no ipset.
         poll = None if self._chosen is None else POLL
-        await ProbeWatch(self._threads, self._host, self._probes.check, poll=poll).run()
+        watch = ProbeWatch(self._threads, self._host, self._probes.check, poll=poll)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watch.run(), name="host probes watched")
+            tasks.create_task(self._take_over_again(), name="former host probes removed")
 
     async def ensure(self, pod: Pod) -> tuple[str, ...]:
         """See `HostProbes`."""
@@ -77,11 +83,9 @@ class TakingOver:
         if not self._awaited:
             await self._take_over()
 
-    async def uninstall(self) -> bool:
-        """See `HostProbes`. What the others have goes as well."""
-        # The others first: the kernel keeps a set for as long as a rule uses it.
-        swept = await self._sweep()
-        return await self._probes.uninstall() or bool(swept)
+    async def uninstall(self) -> Removal:
+        """See `HostProbes`."""
+        return await self._probes.uninstall()
 
     async def aclose(self) -> None:
         """See `HostProbes`."""
@@ -94,20 +98,31 @@ class TakingOver:
                 await self._take_over()
 
     async def _take_over(self) -> None:
+        """End what the other backends have; two sets that agree do no harm meanwhile (L35)."""
+        others = {None, *Variant} - {self._chosen}
+        sweep = partial(remove, self._probes.rules, others, istios_too=True)
         try:
-            removed = await self._sweep()
-        except HostProbesError as error:
-            # Two sets that agree do no harm, and the next start tries again.
-            log.warning("former host probe rules stay", reason=str(error))
-        else:
-            if removed:
-                log.info("former host probe rules removed", removed=list(removed))
+            done = await self._threads.run(self._host, sweep)
+        except OSError as error:
+            done = Removal(failed=[f"host probes: {error}"])
+        if done.removed:
+            log.info("former host probe rules removed", removed=done.removed)
+        if done.left:
+            log.info("rules of somebody else with a name of ours are left alone", left=done.left)
+        if done.failed:
+            self._unswept.set()
+        if done.failed and done.failed != self._told:
+            log.warning("former host probe rules stay for now", reasons=done.failed)
+        self._told = done.failed
 
-    async def _sweep(self) -> tuple[str, ...]:
-        try:
-            return await self._threads.run(self._host, partial(_sweep, self._chosen))
-        except (RedirectError, OSError) as error:
-            raise HostProbesError(f"host probes: {error}") from error
+    async def _take_over_again(self) -> None:
+        pause = RETRY_AFTER
+        while True:
+            await self._unswept.wait()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self._unswept.clear()
+            await self._take_over()
 
 
 def host_probes_for(
@@ -130,26 +145,3 @@ def host_probes_for(
             threads, host, variant=variant, probe_v4=probe_v4, probe_v6=probe_v6, ipv6=ipv6
         )
     return TakingOver(probes, threads, host, variant)
-
-
-def _sweep(chosen: Variant | None) -> tuple[str, ...]:
-    removed = [
-        what for variant in Variant if variant is not chosen for what in remove_variant(variant)
-    ]
-    if chosen is None:
-        with ProbeIpsets() as sets:
-            removed += remove_sets(sets)
-    elif _remove_table():
-        removed.append(f"table {TABLE}")
-    return tuple(removed)
-
-
-def _remove_table() -> bool:
-    table = ProbeTable()
-    try:
-        stood = bool(table.standing())
-        if stood:
-            table.apply(render_removal([TABLE]))
-    finally:
-        table.close()
-    return stood

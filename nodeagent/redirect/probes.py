@@ -15,10 +15,10 @@ from nodeagent.mesh.pod import IPAddress, Pod, PodUID
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect.errors import RedirectError
-from nodeagent.redirect.nftables import render_removal
+from nodeagent.redirect.iptables_programs import Variant
+from nodeagent.redirect.probe_removal import Removal, remove
 from nodeagent.redirect.probe_rules import (
     OWNER,
-    TABLE,
     ProbeRules,
     render,
     render_additions,
@@ -78,6 +78,11 @@ class HostProbes:
         """The generation at which a pod's addresses were in, and these, as the pod has them."""
         self._complete: Hashable = None
         """What `_contents` told when every address that a pod should have was in."""
+
+    @property
+    def rules(self) -> ProbeRules:
+        """What the host's rules should be."""
+        return self._rules
 
     async def start(self) -> None:
         """Have the host's rules and sets stand; keep every address that is in them.
@@ -139,9 +144,19 @@ class HostProbes:
             return
         await self._run(partial(self._prune, enrolled))
 
-    async def uninstall(self) -> bool:
-        """Remove the host's rules and sets; return whether they stood. Raises `HostProbesError`."""
-        return await self._run(self._uninstall)
+    async def uninstall(self) -> Removal:
+        """Remove rules and sets in every backend, as far as they are proven to be ours.
+
+        Raises `HostProbesError` where the host cannot be entered.
+        """
+        async with self._turn:
+            for noted in (self._claims, self._settled, self._former):
+                noted.clear()
+            sweep = partial(remove, self._rules, {None, *Variant}, istios_too=False)
+            try:
+                return await self._threads.run(self._host, sweep)
+            except OSError as error:
+                raise HostProbesError(f"host probes: {error}") from error
 
     async def aclose(self) -> None:
         """Let go of the kernel's sockets, when the last change is over; what stands stays."""
@@ -191,7 +206,12 @@ class HostProbes:
         if contents == self._complete:
             return ()
         have = table.owners()
-        want = {address: uid for uid, claimed in self._claims.items() for address in claimed}
+        want = {
+            address: uid
+            for uid, claimed in self._claims.items()
+            for address in claimed
+            if address.version in self._rules.versions
+        }
         lost = {address: uid for address, uid in want.items() if have.get(address) != uid}
         if not lost:
             self._complete = contents
@@ -242,15 +262,6 @@ class HostProbes:
         self._change(table, gone, {})
         if gone:
             log.info("host probe set pruned", addresses=[str(a) for a in _sorted(gone)])
-
-    def _uninstall(self, table: ProbeTable) -> bool:
-        self._claims.clear()
-        self._settled.clear()
-        self._former.clear()
-        stood = bool(table.standing())
-        if stood:
-            table.apply(render_removal([TABLE]))
-        return stood
 
     def _mend(self, table: ProbeTable) -> tuple[str, ...]:
         generation = table.generation()  # before the look: what changes during it is seen

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
@@ -11,6 +12,7 @@ import structlog
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.iptables_programs import Variant
 from nodeagent.redirect.iptables_save import Chain
 from nodeagent.redirect.probe_chains import (
@@ -39,6 +41,7 @@ _FAMILIES = {family.value.version: family for family in Family}
 # Looks at the chains are this many times further apart than they take, 5 % of a core:
 # a listing has all of kube-proxy's rules in it, and many pods ask within a second.
 _PAUSE = 20
+_V6_AGAIN = 60.0
 _LONGEST_PAUSE = 5.0
 """Seconds: on a node that is out of breath, time that passes says little about work."""
 
@@ -68,6 +71,9 @@ class IptablesHostProbes(HostProbes):
         self._next_look = 0.0
         self._seen: Hashable = None
         """The fingerprint of the chains when they were listed last, if they were right."""
+        self._wished = self._rules
+        self._next_v6 = 0.0
+        """When to try again whether there can be rules for IPv6, where there could not."""
 
     def _work(self, job: Callable[[ProbeTable], T]) -> T:
         # Unlike one that has written nftables, this socket costs nothing to close.
@@ -94,21 +100,48 @@ class IptablesHostProbes(HostProbes):
         # Others' sets have no count before Linux 4.10: then the addresses are read each time.
         return counts if all(counts) else object()
 
+    def _reference(self) -> Layout:
+        """What should stand; without IPv6 where the kernel or the programs have none of it."""
+        lame = self._rules != self._wished
+        if lame and time.monotonic() < self._next_v6:
+            return reference(self._variant, self._rules)
+        try:
+            want, rules = reference(self._variant, self._wished), self._wished
+        except RedirectError as error:
+            if not self._wished.ipv6:
+                raise
+            rules = replace(self._wished, ipv6=False)
+            # Raises where IPv4 cannot be had either: then it is no fault of one family.
+            want = reference(self._variant, rules)
+            self._next_v6 = time.monotonic() + _V6_AGAIN
+            if not lame:
+                log.warning(
+                    "health probes of IPv6 addresses go through ztunnel; on a node without IPv6,"
+                    " set AMBIENT_IPV6=false",
+                    reason=str(error),
+                )
+        self._rules = rules
+        return want
+
+    def _families(self) -> list[Family]:
+        # Without a wish for IPv6 its chain has to go; where it cannot be had, there is none.
+        return [Family.V4] if self._rules != self._wished else list(Family)
+
     def _sets_are_right(self, sets: ProbeIpsets) -> bool:
-        want = reference(self._variant, self._rules)
+        want = self._reference()
         have = _set_layout(sets, self._rules)
         return all(want[part] == have[part] for part in have)
 
     def _mend(self, table: ProbeTable) -> tuple[str, ...]:
         sets = _ipsets(table)
-        want = reference(self._variant, self._rules)
+        want = self._reference()
         have = _set_layout(sets, self._rules)
         seen = fingerprint(self._variant)  # before the look: what changes during it is seen
         begun = time.monotonic()
         known = self._variant is Variant.NFT and seen == self._seen
         if (known or begun < self._next_look) and self._sets_are_right(sets):
             return ()
-        chains = read_chains(self._variant)
+        chains = read_chains(self._variant, self._families())
         differed = tuple(_differences(have | _chain_layout(chains), want))
         self._seen = None if differed else seen
         if differed:
@@ -143,13 +176,6 @@ class IptablesHostProbes(HostProbes):
         for address, owner in owners.items():
             sets.add(address, owner)
 
-    def _uninstall(self, table: ProbeTable) -> bool:
-        self._claims.clear()
-        self._former.clear()
-        self._next_look, self._seen = 0.0, None
-        removed = [*remove_variant(self._variant), *remove_sets(_ipsets(table))]
-        return bool(removed)
-
     @staticmethod
     def _change(
         table: ProbeTable, deleted: Iterable[IPAddress], added: dict[IPAddress, str]
@@ -177,24 +203,6 @@ def reference(variant: Variant, rules: ProbeRules) -> Layout:
             return _set_layout(sets, rules) | _chain_layout(read_chains(variant))
 
     return in_scratch_namespace(done)
-
-
-def remove_variant(variant: Variant) -> list[str]:
-    """Remove the chains in `variant`, in the calling thread's namespace; say what stood.
-
-    Ours, and those of Istio's own agent. Raises `RedirectError`.
-    """
-    chains = read_chains(variant)
-    remove_chains(variant, chains)
-    return [f"{family} chain {CHAIN} in iptables-{variant}" for family in chains]
-
-
-def remove_sets(sets: ProbeIpsets) -> list[str]:
-    """Remove the sets, which no rule may use any more; say what stood. Raises `RedirectError`."""
-    standing = [version for version in SETS if sets.header(version)]
-    for version in standing:
-        sets.destroy(version)
-    return [_set_part(version) for version in standing]
 
 
 class _Sets(ProbeTable):

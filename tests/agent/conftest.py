@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         with contextlib.suppress(ProcessLookupError):
             made.signal(signal.SIGKILL)
         await made.ended()
+    # The host is that of all tests in this process.
+    subprocess.run(["nft", "flush", "ruleset"], check=True)  # noqa: ASYNC221 - at the end
 
 
 @pytest.fixture

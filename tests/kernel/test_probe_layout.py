@@ -166,9 +166,9 @@ async def test_uninstall_leaves_nothing(host: Host, probes: HostProbes) -> None:
     await probes.ensure(enrolled("a", V4))
     await probes.remove(PodUID("b"))
     await probes.prune([])
-    assert await probes.uninstall() is True
+    assert (await probes.uninstall()).removed
     assert host.nft("list ruleset") == before
-    assert await probes.uninstall() is False
+    assert not (await probes.uninstall()).removed
 
 
 async def test_a_fault_is_worth_a_retry(host: Host, probes: HostProbes) -> None:

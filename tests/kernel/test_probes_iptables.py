@@ -14,7 +14,7 @@ from nodeagent.netlink import Netlink
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect import probe_chains, probe_ipsets, probes_iptables
 from nodeagent.redirect.errors import RedirectError
-from nodeagent.redirect.iptables_programs import Variant, save
+from nodeagent.redirect.iptables_programs import Variant, restore, save
 from nodeagent.redirect.probe_rules import ProbeRules
 from nodeagent.redirect.probe_takeover import TakingOver
 from nodeagent.redirect.probes import HostProbesError
@@ -283,17 +283,17 @@ async def test_uninstall_leaves_nothing(
     await probes.ensure(enrolled("a", V4, V6))
     await probes.prune([enrolled("a", V4, V6)])
     assert "-A POSTROUTING -j ISTIO_POSTRT" in host.iptables(variant)
-    assert await probes.uninstall() is True
+    assert (await probes.uninstall()).removed
     assert host.iptables(variant, family="iptables") == before
     assert "ISTIO" not in host.iptables(variant, family="ip6tables")
     assert host.shell("ipset save") == ""
-    assert await probes.uninstall() is False
+    assert not (await probes.uninstall()).removed
     assert (host.legacy_tables() == "") == (variant is Variant.NFT)
 
 
 async def test_looking_makes_nothing(host: IptablesHost, probes: TakingOver) -> None:
     """L7: an uninstall on a host without anything leaves it so."""
-    assert await probes.uninstall() is False
+    assert not (await probes.uninstall()).removed
     assert host.legacy_tables() == ""
     assert host.nft("list ruleset") == ""
 
@@ -304,10 +304,10 @@ async def test_a_chain_that_somebody_leads_to_stays_empty(
     """The kernel keeps what somebody's rule needs; it is not ours any more."""
     await probes.start()
     host.shell(f"iptables-{variant} -t nat -A POSTROUTING -p udp -j ISTIO_POSTRT")
-    assert await probes.uninstall() is True
+    assert (await probes.uninstall()).removed
     assert "-A POSTROUTING -p udp -j ISTIO_POSTRT" in host.iptables(variant)
     assert "-A ISTIO_POSTRT" not in host.iptables(variant)
-    assert await probes.uninstall() is False
+    assert not (await probes.uninstall()).removed
 
 
 async def test_other_settings(
@@ -323,6 +323,33 @@ async def test_other_settings(
     assert host.ipset_owners(SET_V4) == {V4: "a"}
 
 
+async def test_a_kernel_without_ipv6(
+    host: IptablesHost,
+    variant: Variant,
+    probes: TakingOver,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Probes of IPv4 addresses are let through, and one warning names the setting."""
+
+    def refusing(variant: Variant, family: Family, text: str) -> None:
+        if family is Family.V6:
+            raise RedirectError("ip6tables: Address family not supported by protocol")
+        restore(variant, family, text)
+
+    monkeypatch.setattr(probe_chains, "restore", refusing)
+    probes_iptables.reference.cache_clear()
+    await probes.start()
+    await probes.ensure(enrolled("a", V4, V6))
+    await probes.ensure(enrolled("b", OTHER))
+    host.shell(f"iptables-{variant} -t nat -F ISTIO_POSTRT")
+    await probes.start()
+    assert CHAIN_V4 in host.iptables(variant)
+    assert host.ipset_owners(SET_V4) == {V4: "a", OTHER: "b"}
+    assert capsys.readouterr().out.count("AMBIENT_IPV6=false") == 1
+    assert (await probes.uninstall()).failed == []
+
+
 async def test_a_kernel_without_ipsets(probes: TakingOver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The missing feature is named, and there is nothing to uninstall."""
     # A number that no part of the kernel answers to is what ipsets are there.
@@ -330,7 +357,7 @@ async def test_a_kernel_without_ipsets(probes: TakingOver, monkeypatch: pytest.M
     probes_iptables.reference.cache_clear()
     with pytest.raises(HostProbesError, match=r"no ipsets \(CONFIG_IP_SET\)"):
         await probes.start()
-    assert await probes.uninstall() is False
+    assert not (await probes.uninstall()).removed
 
 
 def test_a_kernel_without_the_matches(host: IptablesHost, variant: Variant) -> None:
@@ -347,6 +374,6 @@ async def test_a_set_that_somebody_uses(
     """A set in somebody else's rule cannot go, and that is said; the chain has gone before."""
     await probes.start()
     host.shell(f"iptables-{variant} -A OUTPUT -m set --match-set {SET_V4} dst -j RETURN")
-    with pytest.raises(HostProbesError, match="somebody else's rule uses it"):
-        await probes.uninstall()
+    done = await probes.uninstall()
+    assert "somebody else's rule uses it" in "; ".join(done.left)
     assert "ISTIO" not in host.iptables(variant)
