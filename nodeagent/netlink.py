@@ -63,6 +63,15 @@ class Netlink:
                 return bodies
         raise OSError(errno.EAGAIN, "changed by others all the time while it was read")
 
+    def first(self, kind: int, body: bytes) -> bytes | None:
+        """Return the body of the first answer to the dump request `kind`; None for none.
+
+        However much there would be, one part of it is made. The rest waits in the socket,
+        which is good for nothing else then. Raises ``OSError``.
+        """
+        self._socket.send(_message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
+        return next(self._answers())[1]
+
     def get(self, kind: int, body: bytes) -> bytes | None:
         """Return the answer to the request `kind` for one thing; None where it is not there.
 

@@ -6,10 +6,10 @@ from typing import Protocol, Self
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.generation import own_generation
 from nodeagent.redirect.iptables_backend import IptablesBackend
+from nodeagent.redirect.iptables_legacy import legacy_in_use
 from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.iptables_standing import legacy_in_use
 from nodeagent.redirect.nftables_backend import NftablesBackend
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import Family, PodRedirect
 
 
 class Backend(Protocol):
@@ -18,6 +18,9 @@ class Backend(Protocol):
     Every method works in the network namespace of the thread that calls it, looks
     before it touches anything, and raises `RedirectError`.
     """
+
+    counted: bool
+    """Whether the kernel counts changes of these rules; see `generation`."""
 
     def inspect(self, spec: PodRedirect) -> tuple[str, ...]:
         """Say what differs from `spec`; empty where all is as intended."""
@@ -87,7 +90,7 @@ class Backends:
         kernel, or it cannot be asked.
         """
         try:
-            if not isinstance(self.chosen, NftablesBackend) or legacy_in_use():
+            if not self.chosen.counted or legacy_in_use(*Family):
                 return None
             return own_generation()
         except RedirectError:

@@ -2,9 +2,15 @@
 
 import os
 
+import structlog
+
+from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.iptables import has_rules_of_others
-from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.iptables_standing import legacy_listings
+from nodeagent.redirect.iptables_legacy import legacy_in_use
+from nodeagent.redirect.iptables_programs import Variant, save
+from nodeagent.redirect.rules import Family
+
+log = structlog.get_logger()
 
 _FILE = "iptables-variant"
 
@@ -31,9 +37,22 @@ def host_uses_legacy() -> bool:
     """Whether others have legacy rules in the calling thread's namespace: kube-proxy, the CNI.
 
     A table alone says nothing: somebody's look has made it. Our own rules say nothing
-    either, or a choice would confirm itself. Raises `RedirectError`.
+    either, or a choice would confirm itself. IPv6's rules are no reason to stop where they
+    cannot be listed. Raises `RedirectError`.
     """
-    return any(map(has_rules_of_others, legacy_listings()))
+    for family in Family:
+        try:
+            if legacy_in_use(family) and has_rules_of_others(save(Variant.LEGACY, family)):
+                return True
+        except RedirectError as error:
+            if family is Family.V4:
+                raise
+            log.warning(
+                "iptables-legacy's rules for IPv6 cannot be listed; on a node without IPv6 set"
+                " AMBIENT_IPV6=false",
+                reason=str(error),
+            )
+    return False
 
 
 def _recall(path: str) -> Variant | None:

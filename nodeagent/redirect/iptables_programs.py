@@ -43,6 +43,14 @@ def save(variant: Variant, family: Family) -> str:
     return _run(f"{_PROGRAMS[family]}-{variant}-save", (), "")
 
 
+def list_chain(variant: Variant, family: Family, table: str, chain: str) -> str:
+    """Return the listing of one chain, which stands, as ``-S`` prints it.
+
+    With `Variant.NFT` it costs nothing what others have beside it. Raises `RedirectError`.
+    """
+    return _run(f"{_PROGRAMS[family]}-{variant}", ("-t", table, "-S", chain), "")
+
+
 def restore(variant: Variant, family: Family, text: str) -> None:
     """Apply `text`, one transaction for each of its tables.
 
@@ -73,22 +81,22 @@ def _run(name: str, options: tuple[str, ...], text: str) -> str:
         raise RedirectError(f"{name} did not end within {_DEADLINE:g} s") from error
     if done.returncode != 0:
         reason = _reason(done.returncode, done.stderr, text)
-        raw = "-legacy-" in name or _SETS_SOCKET in reason
+        raw = "-legacy" in name or _SETS_SOCKET in reason
         lacking = "; CAP_NET_RAW is missing" if raw and _lacks_net_raw() else ""
         raise RedirectError(f"{name} failed: {reason}{lacking}")
     return done.stdout
 
 
 def _path(name: str) -> str:
-    path = _find(name)
+    path = _find(name, f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}")
     if path is None:
         raise RedirectError(f"{name} is not installed (package iptables)")
     return path
 
 
 @lru_cache
-def _find(name: str) -> str | None:
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}")
+def _find(name: str, directories: str) -> str | None:
+    return shutil.which(name, path=directories)
 
 
 def _environment() -> dict[str, str]:

@@ -4,20 +4,24 @@ istio-init gives sidecar pods a chain ``ISTIO_OUTPUT``, too: a name proves nothi
 is ours, or of Istio's ambient agent, by what stands in it.
 """
 
-from collections.abc import Iterator
-
+from nodeagent.mesh.overrides import MAX_INTERFACES
 from nodeagent.redirect.iptables import CHAINS, Place, Standing
-from nodeagent.redirect.iptables_save import Chain
+from nodeagent.redirect.iptables_programs import Variant, list_chain
+from nodeagent.redirect.iptables_save import Chain, statements
 from nodeagent.redirect.iptables_standing import Tables
-from nodeagent.redirect.rules import Table
+from nodeagent.redirect.rules import Family, Table
 
-_MARK = '--comment "nodeagent layout '
+_MARK = b"nodeagent layout "
+"""In the comment of a chain's first rule."""
+_LONGEST = 2 * MAX_INTERFACES + 20
+"""Two rules for each interface that may be rerouted, and those that every pod has."""
+_UNKNOWN = frozenset({frozenset({"?"})})
 _ADDRESS, _LOOPBACK, _INTERFACE = "ADDRESS", "LOOPBACK", "INTERFACE"
 _LOOPBACKS = {"127.0.0.1/32", "127.0.0.0/8", "::1/128", "::1"}
 
 # What Istio's ambient agent writes into ISTIO_PRERT and ISTIO_OUTPUT of a pod, versions
-# 1.21 (with TPROXY) to 1.29. Ours are the same but for the comment, so this proves rules
-# of ours as well whose comment somebody has taken out.
+# 1.21 (with TPROXY) to 1.29; at the end what only this agent writes, for rules of ours
+# whose comment somebody has taken out.
 _AMBIENT = """\
 -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff
 -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
@@ -40,38 +44,44 @@ _AMBIENT = """\
 -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 ! -d LOOPBACK -p tcp -m mark ! --mark 0x539/0xfff -j TPROXY --on-port 15006 \
 --tproxy-mark 0x111/0xfff
+-o INTERFACE -m mark --mark 0x539/0xfff -m conntrack --ctdir ORIGINAL \
+-j CONNMARK --set-xmark 0x111/0xfff
+-i INTERFACE -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark \
+--nfmask 0xffffffff --ctmask 0xffffffff
+-m connmark --mark 0x111/0xfff -m conntrack --ctdir ORIGINAL -j RETURN
+-s ADDRESS -p tcp -j RETURN
+-d ADDRESS -p tcp -j RETURN
+-p tcp -m mark --mark 0x111/0xfff -j RETURN
+! -d LOOPBACK -o lo -j RETURN
 """
 
 
-def proven(have: Tables) -> Tables:
+def proven(variant: Variant, have: Tables) -> Tables:
     """Those chains of `have` that are ours or of Istio's ambient agent.
 
-    With our mark, or in a family in which the mark 0x111 is on connections and nothing
-    stands in the chain but rules of the ambient agent.
+    With our mark, or in a family in which the mark 0x111 is put on connections and nothing
+    stands in the chain but rules of the ambient agent. Only what has no mark is listed, by
+    the chain. Raises `RedirectError`.
     """
-    found = {
-        family: {
-            place: chain
-            for place, chain in standing.items()
-            if _has_mark(chain) or (_is_ambient(standing) and _rules_of(chain) <= _AMBIENT_RULES)
-        }
-        for family, standing in have.items()
-    }
+    found = {family: _proven(variant, family, standing) for family, standing in have.items()}
     return {family: standing for family, standing in found.items() if standing}
 
 
-def conflicts(have: Tables) -> Iterator[str]:
+def conflicts(variant: Variant, have: Tables) -> tuple[str, ...]:
     """Name the chains of somebody else in the places of ours.
 
     None in a pod in which any chain is ours: what differs there has been changed since.
-    An empty chain has nothing to lose.
+    An empty chain has nothing to lose. Raises `RedirectError`.
     """
-    if proven(have):
-        return
-    for family, standing in have.items():
-        for place, chain in standing.items():
-            if chain.rules:
-                yield f"{family} {describe(place)}"
+    chains = [chain for standing in have.values() for chain in standing.values()]
+    if any(map(_has_mark, chains)) or proven(variant, have):
+        return ()
+    return tuple(
+        f"{family} {describe(place)}"
+        for family, standing in have.items()
+        for place, chain in standing.items()
+        if chain.rules
+    )
 
 
 def describe(place: Place) -> str:
@@ -80,24 +90,43 @@ def describe(place: Place) -> str:
     return f"table {table}: chain {CHAINS[hook]}"
 
 
+def _proven(variant: Variant, family: Family, standing: Standing) -> Standing:
+    marked = {place for place, chain in standing.items() if _has_mark(chain)}
+    listed = {
+        place: _listed(variant, family, place, chain)
+        for place, chain in standing.items()
+        if place not in marked
+    }
+    ambient = marked or any(
+        not rules.isdisjoint(_CONNMARK_RULES)
+        for (table, _), rules in listed.items()
+        if table is Table.MANGLE
+    )
+    return {
+        place: chain
+        for place, chain in standing.items()
+        if place in marked or (ambient and listed[place] <= _AMBIENT_RULES)
+    }
+
+
 def _has_mark(chain: Chain) -> bool:
     return any(_MARK in rule for rule in chain.rules[:1])
-
-
-def _is_ambient(standing: Standing) -> bool:
-    return any(
-        _has_mark(chain)
-        or (table is Table.MANGLE and not _rules_of(chain).isdisjoint(_CONNMARK_RULES))
-        for (table, _), chain in standing.items()
-    )
 
 
 _Rule = frozenset[str]
 """Conditions and target, whatever the order and the program's version."""
 
 
-def _rules_of(chain: Chain) -> frozenset[_Rule]:
-    return frozenset(_parse(rule.split(" ")[2:]) for rule in chain.rules)
+def _listed(variant: Variant, family: Family, place: Place, chain: Chain) -> frozenset[_Rule]:
+    """What stands in a chain; of one that is longer than Istio's agent makes it, nothing known."""
+    if not chain.rules:
+        return frozenset()
+    if len(chain.rules) > _LONGEST:
+        return _UNKNOWN
+    table, hook = place
+    listing = list_chain(variant, family, table, CHAINS[hook])
+    rules = (line for line in statements(listing) if line.startswith("-A "))
+    return frozenset(_parse(rule.split(" ")[2:]) for rule in rules)
 
 
 def _parse(words: list[str]) -> _Rule:
@@ -120,7 +149,7 @@ def _parse(words: list[str]) -> _Rule:
 
 def _generalized(option: str, value: str) -> str:
     match option:
-        case "-i" if value != "lo":
+        case "-i" | "-o" if value != "lo":
             return _INTERFACE
         case "! -d" if value in _LOOPBACKS:
             return _LOOPBACK

@@ -9,10 +9,10 @@ _ESCAPED = re.compile(r"\\.")
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One of our chains as a listing shows it."""
+    """One of our chains as it stands."""
 
-    rules: tuple[str, ...]
-    """In the notation of the program that listed them, without their counters."""
+    rules: tuple[str | bytes, ...]
+    """As the program that listed them writes them, or as the kernel has them; without counters."""
     jumps: tuple[int, ...]
     """Where the hook's own chain leads here without a condition, counted from 1."""
     held: bool = False

@@ -9,28 +9,24 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from socket import AF_INET, AF_INET6
 
-from nodeagent.netlink import Netlink, attributes
-from nodeagent.redirect.errors import RedirectError, translated
-from nodeagent.redirect.iptables import CHAINS, FIRST, Place, Standing, parse, render
-from nodeagent.redirect.iptables_programs import Variant, restore, save
+from nodeagent.netlink import Netlink
+from nodeagent.redirect.errors import RedirectError, explain
+from nodeagent.redirect.iptables import CHAINS, FIRST, Place, Standing, render
+from nodeagent.redirect.iptables_legacy import read_chains, table_names
+from nodeagent.redirect.iptables_programs import Variant, restore
 from nodeagent.redirect.iptables_save import Chain
-from nodeagent.redirect.rules import Family, PodRedirect, Table
+from nodeagent.redirect.rules import Family, Hook, PodRedirect, Table
 from nodeagent.redirect.scratch import in_scratch_namespace
+from nodeagent.redirect.standing import count_uses, leads_to, read_chain, read_first_rule
 
-# linux/netfilter/nf_tables.h and nfnetlink.h
 _NETLINK_NETFILTER = 12
-_GETCHAIN = 10 << 8 | 4
-_ANY_FAMILY = bytes(4)
-_HEADER_SIZE = 4
-_CHAIN_TABLE, _CHAIN_NAME = 1, 3
-_FAMILIES = {int(AF_INET): Family.V4, int(AF_INET6): Family.V6}
-# What a kernel says that was built without nf_tables.
-_NO_NFTABLES = {errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP}
-
-# Of the thread's own network namespace; they list the tables that were made there.
-_LEGACY_NAMES = {
-    Family.V4: "/proc/thread-self/net/ip_tables_names",
-    Family.V6: "/proc/thread-self/net/ip6_tables_names",
+_NUMBERS = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
+# What a kernel says that was built without nf_tables, or without the family.
+_NO_NFTABLES = {
+    errno.EPROTONOSUPPORT,
+    errno.EINVAL,
+    errno.EOPNOTSUPP,
+    errno.EAFNOSUPPORT,
 }
 
 Tables = Mapping[Family, Standing]
@@ -38,38 +34,27 @@ Tables = Mapping[Family, Standing]
 
 
 def read(variant: Variant) -> Tables:
-    """Read our chains in the calling thread's namespace; raises `RedirectError`."""
-    return {
-        family: standing
-        for family, tables in _tables(variant).items()
-        if (standing := _read(variant, family, tables))
-    }
+    """Read those chains in the calling thread's namespace; raises `RedirectError`.
 
-
-def legacy_listings() -> Iterator[str]:
-    """List each family that has legacy tables in the calling thread's namespace.
-
-    Raises `RedirectError`.
+    In the kernel's own messages: no program is run, and what others have beside them costs
+    nothing with `Variant.NFT`, and little with `Variant.LEGACY`.
     """
-    for family, path in _LEGACY_NAMES.items():
-        with translated("look for iptables' tables"):
-            tables = _legacy_tables(path)
-        if tables:
-            yield save(Variant.LEGACY, family)
+    found = {family: _READERS[variant](family) for family in Family}
+    return {family: standing for family, standing in found.items() if standing}
 
 
 @lru_cache(maxsize=64)
-def reference(variant: Variant, spec: PodRedirect) -> Tables:
-    """What `read` gives where `spec` is true and nothing else was done.
+def reference(variant: Variant, spec: PodRedirect, family: Family) -> Standing:
+    """What `read` gives in one family where `spec` is true and nothing else was done.
 
     Found out by doing it, because each version of the programs has its own notation;
     64 keeps a tenant with many interface lists from growing it. Raises `RedirectError`.
     """
 
-    def done() -> Tables:
-        for family in spec.families:
-            restore(variant, family, render(spec, family))
-        return read(variant)
+    def done() -> Standing:
+        if text := render(spec, family):
+            restore(variant, family, text)
+        return read(variant).get(family, {})
 
     return in_scratch_namespace(done)
 
@@ -105,68 +90,57 @@ def _chain_differences(have: Chain, want: Chain) -> Iterator[str]:
             yield f"rule {number} differs"
 
 
-def _read(variant: Variant, family: Family, tables: frozenset[str]) -> Standing:
-    listing = save(variant, family)
-    for table in sorted(tables):
-        if f"*{table}\n" not in listing:
-            # Not known is not the same as not there: nothing is written on top of it.
-            raise RedirectError(
-                f"iptables cannot list table {table} for {family}: something else than iptables"
-                " has put things of its own into it"
-            )
-    return parse(listing)
+def _read_legacy(family: Family) -> Standing:
+    standing = table_names(family)
+    return {
+        (table, hook): chain
+        for table in Table
+        if table in standing
+        for hook, chain in read_chains(family, table, CHAINS).items()
+    }
 
 
-def legacy_in_use() -> bool:
-    """Whether iptables-legacy has tables in the calling thread's namespace.
-
-    Raises `RedirectError`.
-    """
-    with translated("look for iptables' tables"):
-        return any(map(_legacy_tables, _LEGACY_NAMES.values()))
-
-
-def _tables(variant: Variant) -> Mapping[Family, frozenset[str]]:
-    """In which tables something of ours may stand; a family without any is left out."""
-    with translated("look for iptables' tables"):
-        if variant is Variant.NFT:
-            found = _nft_tables()
-        else:
-            found = {family: _legacy_tables(path) for family, path in _LEGACY_NAMES.items()}
-    ours = {family: tables.intersection(Table) for family, tables in found.items()}
-    return {family: tables for family, tables in ours.items() if tables}
-
-
-def _legacy_tables(path: str) -> frozenset[str]:
-    try:
-        with open(path, encoding="ascii") as names:
-            return frozenset(names.read().split())
-    except FileNotFoundError:  # a kernel without iptables-legacy
-        return frozenset()
-    except PermissionError as error:
-        # The file belongs to the user namespace of the network namespace, with mode 0440.
-        raise RedirectError(
-            f"cannot read {path} of a pod in a user namespace of its own (hostUsers: false):"
-            " CAP_DAC_READ_SEARCH is missing"
-        ) from error
-
-
-def _nft_tables() -> dict[Family, frozenset[str]]:
-    found: dict[Family, set[str]] = {family: set() for family in Family}
+def _read_nft(family: Family) -> Standing:
     try:
         with Netlink(_NETLINK_NETFILTER) as netlink:
-            chains = netlink.dump(_GETCHAIN, _ANY_FAMILY)
+            return {
+                (table, hook): chain
+                for table in Table
+                for hook in Hook
+                if (chain := _read_nft_chain(netlink, _NUMBERS[family], table, hook))
+            }
     except OSError as error:
-        if error.errno not in _NO_NFTABLES:
-            raise
-        chains = []
-    for chain in chains:
-        family = _FAMILIES.get(chain[0])
-        described = dict(attributes(chain[_HEADER_SIZE:]))
-        if family and _text(described[_CHAIN_NAME]) in CHAINS.values():
-            found[family].add(_text(described[_CHAIN_TABLE]))
-    return {family: frozenset(tables) for family, tables in found.items()}
+        if error.errno in _NO_NFTABLES:
+            return {}
+        raise RedirectError(f"cannot read the rules: {explain(error.errno or 0)}") from error
 
 
-def _text(payload: bytes) -> str:
-    return payload.rstrip(b"\0").decode(errors="replace")
+def _read_nft_chain(netlink: Netlink, family: int, table: Table, hook: Hook) -> Chain | None:
+    """Read one chain and its jumps; None where it is not there, or only for another's rule."""
+    name = CHAINS[hook]
+    uses = count_uses(netlink, family, table, name)
+    if uses is None:
+        return None
+    rules = read_chain(netlink, family, table, name)
+    leading = uses - len(rules)
+    jumps = _nft_jumps(netlink, family, table, hook, leading) if leading else ()
+    held = leading > len(jumps)
+    return Chain(rules, jumps, held) if rules or jumps or not held else None
+
+
+def _nft_jumps(
+    netlink: Netlink, family: int, table: Table, hook: Hook, leading: int
+) -> tuple[int, ...]:
+    built_in, target = hook.upper(), (CHAINS[hook], True)
+    try:
+        if leading == 1:  # as it should be: what others have behind it need not be read
+            first = read_first_rule(family, table, built_in)
+            if first is not None and leads_to(first) == target:
+                return FIRST
+        rules = read_chain(netlink, family, table, built_in)
+    except FileNotFoundError:
+        return ()
+    return tuple(at for at, rule in enumerate(rules, start=1) if leads_to(rule) == target)
+
+
+_READERS = {Variant.NFT: _read_nft, Variant.LEGACY: _read_legacy}

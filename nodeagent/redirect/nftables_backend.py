@@ -14,6 +14,8 @@ _REPLY_MARK = struct.pack("=I", REPLY_MARK.value)
 class NftablesBackend:
     """See `nodeagent.redirect.backend.Backend`. All of a pod's rules are one transaction."""
 
+    counted = True
+
     def __str__(self) -> str:
         return "nftables"
 

@@ -31,6 +31,9 @@ HEADER = struct.pack("=BBH", _NFPROTO_INET, 0, 0)
 _TABLE_NAME, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA = 1, 3, 4, 6
 _CHAIN_TABLE, _CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_USE, _CHAIN_COUNTERS = 1, 2, 3, 6, 8
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_POSITION = 1, 2, 3, 4, 6
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_IMMEDIATE_DATA, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 2, 1, 2
+_JUMP = -3  # NFT_JUMP
 _LENGTH = struct.Struct("=H")  # an attribute's first field
 _COUNTER = attribute(1, b"counter\0")  # NFTA_EXPR_NAME comes first
 _NEW_COUNTER = attribute(1, _COUNTER)  # NFTA_LIST_ELEM; without values it starts at 0
@@ -108,6 +111,51 @@ def _found_out(spec: PodRedirect) -> Tables:
         return read()
 
     return in_scratch_namespace(done)
+
+
+def read_chain(netlink: Netlink, family: int, table: str, chain: str) -> tuple[bytes, ...]:
+    """Read the rules of one chain, which stands, whatever there is beside it.
+
+    `family` is an ``NFPROTO_…`` number. Raises ``OSError``.
+    """
+    return tuple(
+        _rule(body)[1] for body in netlink.dump(_GETRULE, _chain_request(family, table, chain))
+    )
+
+
+def read_first_rule(family: int, table: str, chain: str) -> bytes | None:
+    """Read the first rule of a chain in the calling thread's namespace, however many follow.
+
+    Raises ``OSError``.
+    """
+    with Netlink(_NETLINK_NETFILTER) as netlink:
+        body = netlink.first(_GETRULE, _chain_request(family, table, chain))
+    return body and _rule(body)[1]
+
+
+def count_uses(netlink: Netlink, family: int, table: str, chain: str) -> int | None:
+    """How many rules stand in a chain or lead to it; None: there is no such chain.
+
+    Raises ``OSError``.
+    """
+    names = attribute(_CHAIN_TABLE, table.encode() + b"\0")
+    names += attribute(_CHAIN_NAME, chain.encode() + b"\0")
+    answer = netlink.get(_GETCHAIN, _header(family) + names)
+    return int.from_bytes(_attributes(answer)[_CHAIN_USE], "big") if answer else None
+
+
+def leads_to(rule: bytes) -> tuple[str, bool] | None:
+    """The chain that a rule jumps to, and whether it does so with every packet."""
+    found = dict(attributes(rule))
+    expressions = [dict(attributes(one)) for _, one in attributes(found[_RULE_EXPRESSIONS])]
+    names = [_name(one[_EXPRESSION_NAME]) for one in expressions]
+    last = expressions[-1] if names and names[-1] == "immediate" else {}
+    data = dict(attributes(last.get(_EXPRESSION_DATA, b"")))
+    verdict = dict(attributes(dict(attributes(data.get(_IMMEDIATE_DATA, b""))).get(_VERDICT, b"")))
+    if _VERDICT_CHAIN not in verdict:
+        return None
+    jump = int.from_bytes(verdict[_VERDICT_CODE], "big", signed=True) == _JUMP
+    return _name(verdict[_VERDICT_CHAIN]), jump and set(names[:-1]) <= {"counter"}
 
 
 def differences(have: Tables, want: Tables) -> Iterator[str]:
@@ -188,6 +236,15 @@ def _uncounted(expressions: bytes) -> bytes:
             done = end
         offset = end
     return kept + expressions[done:]
+
+
+def _header(family: int) -> bytes:
+    return struct.pack("=BBH", family, 0, 0)
+
+
+def _chain_request(family: int, table: str, chain: str) -> bytes:
+    names = attribute(_RULE_TABLE, table.encode() + b"\0")
+    return _header(family) + names + attribute(_RULE_CHAIN, chain.encode() + b"\0")
 
 
 def _attributes(body: bytes) -> _Attributes:
