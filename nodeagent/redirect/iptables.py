@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from nodeagent.redirect.iptables_save import Chain, find_chains, statements
+from nodeagent.redirect.iptables_save import Chain, statements
 from nodeagent.redirect.rules import (
     LAYOUT_VERSION,
     Accept,
@@ -42,7 +42,7 @@ FIRST = (1,)
 _ORDER = (Table.MANGLE, Table.RAW, Table.NAT)
 
 Place = tuple[Table, Hook]
-Standing = Mapping[Place, Chain]
+Standing = Mapping[Place, Chain[bytes]]
 """Our chains in one family."""
 
 
@@ -59,17 +59,6 @@ def render(spec: PodRedirect, family: Family, *, replacing: Standing | None = No
 def render_removal(standing: Standing) -> str:
     """Return the input for ``iptables-restore --noflush`` that removes `standing`."""
     return _render([], standing)
-
-
-def parse(listing: str) -> Standing:
-    """Find our chains in the output of ``iptables-save``."""
-    found = find_chains(listing, {hook.upper(): name for hook, name in CHAINS.items()})
-    return {
-        (table, hook): found[table][name]
-        for table in Table
-        for hook, name in CHAINS.items()
-        if name in found.get(table, {})
-    }
 
 
 def has_rules_of_others(listing: str) -> bool:

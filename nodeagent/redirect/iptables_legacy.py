@@ -81,7 +81,7 @@ def legacy_in_use(*families: Family) -> bool:
     return any(map(table_names, families))
 
 
-def read_chains(family: Family, table: str, names: dict[Hook, str]) -> dict[Hook, Chain]:
+def read_chains(family: Family, table: str, names: dict[Hook, str]) -> dict[Hook, Chain[bytes]]:
     """Read the chains `names` of `table`, which stands, each called from its hook's own chain.
 
     A chain that is empty, and there only because somebody else's rule leads to it, is left
@@ -121,7 +121,7 @@ def _get(layout: _Layout, table: str) -> tuple[_Places, bytes]:
 
 def _chains(
     layout: _Layout, data: bytes, places: _Places, names: dict[Hook, str]
-) -> Iterator[tuple[Hook, Chain]]:
+) -> Iterator[tuple[Hook, Chain[bytes]]]:
     offsets, heads, jumps = _walk(layout, data)
     ends = dict(zip(heads, [*list(heads)[1:], len(data)], strict=True))
     for hook, name in names.items():

@@ -109,7 +109,7 @@ def _proven(variant: Variant, family: Family, standing: Standing) -> Standing:
     }
 
 
-def _has_mark(chain: Chain) -> bool:
+def _has_mark(chain: Chain[bytes]) -> bool:
     return any(_MARK in rule for rule in chain.rules[:1])
 
 
@@ -117,7 +117,9 @@ _Rule = frozenset[str]
 """Conditions and target, whatever the order and the program's version."""
 
 
-def _listed(variant: Variant, family: Family, place: Place, chain: Chain) -> frozenset[_Rule]:
+def _listed(
+    variant: Variant, family: Family, place: Place, chain: Chain[bytes]
+) -> frozenset[_Rule]:
     """What stands in a chain; of one that is longer than Istio's agent makes it, nothing known."""
     if not chain.rules:
         return frozenset()

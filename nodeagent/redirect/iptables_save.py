@@ -3,15 +3,19 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 _ESCAPED = re.compile(r"\\.")
 
 
+R_co = TypeVar("R_co", str, bytes, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Generic[R_co]):
     """One of our chains as it stands."""
 
-    rules: tuple[str | bytes, ...]
+    rules: tuple[R_co, ...]
     """As the program that listed them writes them, or as the kernel has them; without counters."""
     jumps: tuple[int, ...]
     """Where the hook's own chain leads here without a condition, counted from 1."""
@@ -19,7 +23,7 @@ class Chain:
     """Somebody else's rule leads here too; the kernel keeps the chain as long as it does."""
 
 
-def find_chains(listing: str, hooks: Mapping[str, str]) -> dict[str, dict[str, Chain]]:
+def find_chains(listing: str, hooks: Mapping[str, str]) -> dict[str, dict[str, Chain[str]]]:
     """Find the chains of ours in a listing: by table, then by the chain's name.
 
     `hooks` has the name of each chain of ours by the built-in chain that leads to it. A
@@ -65,7 +69,7 @@ def _tables(listing: str) -> dict[str, list[str]]:
     return tables
 
 
-def _chains(lines: list[str], hooks: Mapping[str, str]) -> Iterator[tuple[str, Chain]]:
+def _chains(lines: list[str], hooks: Mapping[str, str]) -> Iterator[tuple[str, Chain[str]]]:
     ours = tuple(f"-A {name} " for name in hooks.values())
     rules = [line for line in lines if line.startswith("-A ")]
     foreign = [rule for rule in rules if not f"{rule} ".startswith(ours)]

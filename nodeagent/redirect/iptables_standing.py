@@ -76,7 +76,7 @@ def _place_differences(place: Place, have: Standing, want: Standing) -> Iterator
         yield from _chain_differences(have[place], want[place])
 
 
-def _chain_differences(have: Chain, want: Chain) -> Iterator[str]:
+def _chain_differences(have: Chain[bytes], want: Chain[bytes]) -> Iterator[str]:
     if have.jumps != FIRST:
         yield f"is jumped to at {', '.join(map(str, have.jumps))}" if have.jumps else "has no jump"
     if have.rules[:1] != want.rules[:1]:
@@ -115,7 +115,7 @@ def _read_nft(family: Family) -> Standing:
         raise RedirectError(f"cannot read the rules: {explain(error.errno or 0)}") from error
 
 
-def _read_nft_chain(netlink: Netlink, family: int, table: Table, hook: Hook) -> Chain | None:
+def _read_nft_chain(netlink: Netlink, family: int, table: Table, hook: Hook) -> Chain[bytes] | None:
     """Read one chain and its jumps; None where it is not there, or only for another's rule."""
     name = CHAINS[hook]
     uses = count_uses(netlink, family, table, name)

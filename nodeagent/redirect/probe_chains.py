@@ -36,7 +36,7 @@ _LEGACY_GET_INFO = 64
 _LEGACY_INFO_SIZE = 84
 _LEGACY_LEVELS = {Family.V4: socket.IPPROTO_IP, Family.V6: socket.IPPROTO_IPV6}
 
-ProbeChains = Mapping[Family, Chain]
+ProbeChains = Mapping[Family, Chain[str]]
 """The chain as it stands in each family; a family without the chain is left out."""
 
 
@@ -64,7 +64,7 @@ def fingerprint(variant: Variant) -> Hashable:
 
 
 def write_chain(
-    variant: Variant, family: Family, rules: ProbeRules, standing: Chain | None
+    variant: Variant, family: Family, rules: ProbeRules, standing: Chain[str] | None
 ) -> None:
     """Put the chain in place of what stands, and first, in one transaction.
 
@@ -85,7 +85,7 @@ def remove_chains(variant: Variant, standing: ProbeChains) -> None:
         restore(variant, family, render_chain_removal(chain))
 
 
-def render_chain(rules: ProbeRules, family: Family, standing: Chain | None) -> str:
+def render_chain(rules: ProbeRules, family: Family, standing: Chain[str] | None) -> str:
     """Return the input for ``iptables-restore --noflush``; `standing` is what it replaces."""
     version = family.value.version
     source = {4: rules.probe_v4, 6: rules.probe_v6}[version]
@@ -103,13 +103,13 @@ def render_chain(rules: ProbeRules, family: Family, standing: Chain | None) -> s
     )
 
 
-def render_chain_removal(standing: Chain) -> str:
+def render_chain_removal(standing: Chain[str]) -> str:
     """Return the input for ``iptables-restore --noflush`` that removes `standing`."""
     gone = [] if standing.held else [f"-X {CHAIN}"]
     return _transaction(*_without_jumps(standing.jumps), f"-F {CHAIN}", *gone)
 
 
-def parse_chain(listing: str) -> Chain | None:
+def parse_chain(listing: str) -> Chain[str] | None:
     """Find the chain in the output of ``iptables-save``."""
     return find_chains(listing, {_HOOK: CHAIN}).get(Table.NAT, {}).get(CHAIN)
 

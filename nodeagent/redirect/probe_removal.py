@@ -74,12 +74,12 @@ def _remove_chains(variant: Variant, done: Removal, *, istios_too: bool) -> set[
     return gone
 
 
-def _is_ours(chain: Chain, family: Family) -> bool:
+def _is_ours(chain: Chain[str], family: Family) -> bool:
     mark, *others = chain.rules or ("",)
     return bool(_MARK.fullmatch(mark)) and all(_is_probe_rule(rule, family) for rule in others)
 
 
-def _is_istios(chain: Chain, family: Family) -> bool:
+def _is_istios(chain: Chain[str], family: Family) -> bool:
     return bool(chain.rules) and all(_is_probe_rule(rule, family) for rule in chain.rules)
 
 

@@ -256,6 +256,6 @@ def _chain_part(family: Family) -> str:
     return f"{family} chain {CHAIN}"
 
 
-def _comparable(chain: Chain | None) -> object:
+def _comparable(chain: Chain[str] | None) -> object:
     # Who else leads here is not ours to change.
     return chain and (chain.jumps, chain.rules)

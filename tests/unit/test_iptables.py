@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from nodeagent.redirect.iptables import (
+    CHAINS,
     Standing,
     _render_rule,
     has_rules_of_others,
-    parse,
     render,
     render_removal,
 )
 from nodeagent.redirect.iptables_choice import find_variant
 from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.iptables_save import Chain
+from nodeagent.redirect.iptables_save import Chain, find_chains
 from nodeagent.redirect.probe_chains import parse_chain
 from nodeagent.redirect.rules import (
     Accept,
@@ -42,6 +42,7 @@ SPEC = PodRedirect(
     probe_v6=IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
 )
 OUTPUT = (Table.NAT, Hook.OUTPUT)
+HOOKS = {hook.upper(): name for hook, name in CHAINS.items()}
 COMMENT = '-m comment --comment "nodeagent layout 1"'
 
 
@@ -154,8 +155,13 @@ def test_no_condition_of_a_rule_is_passed_over() -> None:
     )
 
 
+def parse(listing: str) -> dict[str, Chain[str]]:
+    """Our chains in table nat."""
+    return find_chains(listing, HOOKS)["nat"]
+
+
 def standing(*jumps: int, held: bool = False) -> Standing:
-    return {OUTPUT: Chain(rules=("-A ISTIO_OUTPUT -j ACCEPT",), jumps=jumps, held=held)}
+    return {OUTPUT: Chain(rules=(b"accept",), jumps=jumps, held=held)}
 
 
 def nat_output(text: str) -> list[str]:
@@ -181,7 +187,7 @@ def test_the_jump_is_moved_only_where_it_is_misplaced(
 
 def test_tables_that_are_no_longer_wanted_go() -> None:
     """What stands of ours and is not wanted is removed by the same text."""
-    raw = {(Table.RAW, Hook.OUTPUT): Chain(rules=(), jumps=(1,), held=False)}
+    raw: Standing = {(Table.RAW, Hook.OUTPUT): Chain(rules=(), jumps=(1,), held=False)}
     text = render(replace(SPEC, dns_capture=False), Family.V4, replacing=raw)
     assert "*raw\n-D OUTPUT -j ISTIO_OUTPUT\n-F ISTIO_OUTPUT\n-X ISTIO_OUTPUT\nCOMMIT\n" in text
 
@@ -218,7 +224,7 @@ COMMIT
 def test_reading_finds_our_chains_and_where_they_are_called() -> None:
     """Rules and the jump's position are read; tables and chains of others are not ours."""
     assert parse(LISTING) == {
-        OUTPUT: Chain(
+        "ISTIO_OUTPUT": Chain(
             rules=("-A ISTIO_OUTPUT -p tcp -j ACCEPT", "-A ISTIO_OUTPUT"), jumps=(2,), held=False
         )
     }
@@ -235,7 +241,7 @@ def test_reading_finds_our_chains_and_where_they_are_called() -> None:
 )
 def test_a_rule_of_others_that_leads_to_our_chain_holds_it(rule: str) -> None:
     """Only the plain jump from the hook's own chain is ours."""
-    found = parse(LISTING.replace("-A OUTPUT -j ISTIO_OUTPUT", rule))[OUTPUT]
+    found = parse(LISTING.replace("-A OUTPUT -j ISTIO_OUTPUT", rule))["ISTIO_OUTPUT"]
     assert (found.jumps, found.held) == ((), True)
 
 
@@ -243,7 +249,7 @@ def test_an_empty_chain_that_others_hold_is_not_ours() -> None:
     """After a removal that could not delete the chain, nothing is left to remove."""
     listing = "*nat\n:OUTPUT ACCEPT [0:0]\n:ISTIO_OUTPUT - [0:0]\n"
     assert parse(f"{listing}-A OUTPUT -p tcp -j ISTIO_OUTPUT\nCOMMIT\n") == {}
-    assert parse(f"{listing}COMMIT\n") == {OUTPUT: Chain(rules=(), jumps=(), held=False)}
+    assert parse(f"{listing}COMMIT\n") == {"ISTIO_OUTPUT": Chain(rules=(), jumps=(), held=False)}
 
 
 LINE_BREAKS = ("\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028")
@@ -256,7 +262,7 @@ def test_a_tenants_comment_cannot_forge_a_statement(line_break: str) -> None:
     forged = line_break.join(('"\\"x', "-A OUTPUT -j ISTIO_OUTPUT", '"'))
     rule = f"-A OUTPUT -m comment --comment {forged} -j RETURN\n"
     listing = LISTING.replace("-A OUTPUT -p udp -j RETURN\n", rule)
-    assert parse(listing)[OUTPUT].jumps == (2,)
+    assert parse(listing)["ISTIO_OUTPUT"].jumps == (2,)
 
 
 @pytest.mark.parametrize("line_break", LINE_BREAKS, ids=ascii)
