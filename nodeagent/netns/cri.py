@@ -15,17 +15,23 @@ from nodeagent.netns import cri_pb2
 from nodeagent.netns.looks import Looks
 
 ENDPOINTS = (
-    "/run/containerd/containerd.sock",
+    "/run/k3s/containerd/containerd.sock",  # RKE2's as well
+    "/run/k0s/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
+    "/run/cri-dockerd.sock",
     "/run/crio/crio.sock",
-    "/run/k3s/containerd/containerd.sock",
+    "/run/containerd/containerd.sock",
 )
-"""Where runtimes listen, on the host; the first that is there is asked."""
+"""Where runtimes listen, on the host; the first that answers is asked. containerd's own place is
+the last: Docker has one there, too, on nodes whose pods are elsewhere."""
 POD_UID = "io.kubernetes.pod.uid"
 """The label that kubelet gives to each sandbox."""
 
 _SERVICE = "/runtime.v1.RuntimeService/"
 _TIMEOUT = 5.0
 """Seconds for each call; containerd needs 1.4 ms for a status."""
+_MAX_PID = 1 << 22
+"""PID_MAX_LIMIT of 64-bit kernels (include/linux/threads.h)."""
 _APART = 0.02
 """Seconds between lists."""
 _OPTIONS = [
@@ -37,6 +43,9 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
+
+_NOBODY_THERE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED})
+"""A socket that a former runtime has left, and a containerd whose CRI plugin is off."""
 
 M = TypeVar("M", bound=Message)
 
@@ -59,7 +68,7 @@ class ContainerRuntime:
     def __init__(self, *, endpoint: str, prefix: str) -> None:
         """`endpoint`: path of the socket, "" for the first of `ENDPOINTS` under `prefix`."""
         self._candidates = [endpoint] if endpoint else [prefix + path for path in ENDPOINTS]
-        self._channel: grpc.aio.Channel | None = None
+        self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def version(self) -> RuntimeVersion:
         """Ask who it is. Raises ``RuntimeUnavailableError``."""
@@ -97,43 +106,53 @@ class ContainerRuntime:
             cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True),
             cri_pb2.PodSandboxStatusResponse,
         )
-        try:
-            return _paths(json.loads(answer.info["info"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RuntimeUnavailableError(
-                "the container runtime does not say where the sandbox's namespace is"
-            ) from error
+        if paths := netns_paths(answer.info.get("info", "")):
+            return paths
+        raise RuntimeUnavailableError(
+            "the container runtime does not say where the sandbox's namespace is"
+        )
 
     async def close(self) -> None:
         """Hang up. Idempotent."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
             await channel.close()
 
     async def _call(self, method: str, request: Message, answer: type[M]) -> M:
-        call = self._connected().unary_unary(
-            _SERVICE + method,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
-        )
-        try:
-            result: M = await call(request, timeout=_TIMEOUT)
-        except grpc.aio.AioRpcError as error:
-            detail = " ".join((error.details() or "").split())[:200]
-            raise RuntimeUnavailableError(
-                f"the container runtime answers {method} with {error.code().name}: {detail}"
-            ) from error
-        return result
-
-    def _connected(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            endpoint = next(filter(os.path.exists, self._candidates), None)
-            if endpoint is None:
-                raise RuntimeUnavailableError(
-                    f"no container runtime listens at {' or '.join(self._candidates)}"
+        failures = []
+        for endpoint in self._present():
+            call = self._connected(endpoint).unary_unary(
+                _SERVICE + method,
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=answer.FromString,
+            )
+            try:
+                result: M = await call(request, timeout=_TIMEOUT)
+            except grpc.aio.AioRpcError as error:
+                detail = " ".join((error.details() or "").split())[:200]
+                failures.append(
+                    f"the container runtime answers {method} with {error.code().name}: {detail}"
                 )
-            self._channel = grpc.aio.insecure_channel(f"unix:{endpoint}", options=_OPTIONS)
-        return self._channel
+                if error.code() not in _NOBODY_THERE:
+                    break
+            else:
+                return result
+        raise RuntimeUnavailableError("; ".join(failures))
+
+    def _present(self) -> list[str]:
+        present = [path for path in self._candidates if os.path.exists(path)]
+        if not present:
+            raise RuntimeUnavailableError(
+                f"no container runtime listens at {' or '.join(self._candidates)}"
+            )
+        return present
+
+    def _connected(self, endpoint: str) -> grpc.aio.Channel:
+        if endpoint not in self._channels:
+            self._channels[endpoint] = grpc.aio.insecure_channel(
+                f"unix:{endpoint}", options=_OPTIONS
+            )
+        return self._channels[endpoint]
 
 
 class RuntimeSandboxes:
@@ -153,13 +172,44 @@ class RuntimeSandboxes:
         sandboxes = await self._looks.ask(uid)
         if not sandboxes:
             raise RetryError("no sandbox of the pod is ready")
-        return [path for one in sandboxes for path in await self._runtime.netns_paths(one)]
+        paths: list[str] = []
+        failures: list[RuntimeUnavailableError] = []
+        for sandbox in sandboxes:
+            try:
+                paths += await self._runtime.netns_paths(sandbox)
+            except RuntimeUnavailableError as error:
+                failures.append(error)  # it has gone meanwhile; the others have not
+        if failures and not paths:
+            raise failures[0]
+        return paths
 
 
-def _paths(info: Any) -> list[str]:
-    spaces = info["runtimeSpec"]["linux"]["namespaces"]
-    found = [
-        str(space["path"]) for space in spaces if space["type"] == "network" and "path" in space
+def netns_paths(info: str) -> list[str]:
+    """Where a sandbox's network namespace is, by what runtimes say verbosely, in JSON.
+
+    No field of it is in CRI's contract: each is taken where it is there and makes sense. So
+    CRI-O says no process where a pod has no infra container.
+    """
+    try:
+        said = json.loads(info)
+    except (ValueError, RecursionError):
+        return []
+    spaces = _inner(said, "runtimeSpec", "linux", "namespaces")
+    paths = [
+        _inner(space, "path")
+        for space in (spaces if isinstance(spaces, list) else ())
+        if _inner(space, "type") == "network"
     ]
+    found = [path for path in paths if isinstance(path, str) and path]
+    pid = _inner(said, "pid")
     # The process's is there too where the agent's mounts do not show the path.
-    return [*found, f"/proc/{pid}/ns/net"] if (pid := int(info["pid"])) > 0 else found
+    if type(pid) is int and 0 < pid <= _MAX_PID:
+        found.append(f"/proc/{pid}/ns/net")
+    return found
+
+
+def _inner(value: Any, *keys: str) -> Any:
+    """What is at the end of `keys`; None where something else is on the way."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nodeagent.mesh.errors import RetryError
-from nodeagent.netns.cgroup import pod_uids
+from nodeagent.netns.cgroup import pod_uid, pods_above
 from nodeagent.netns.looks import Looks
 
-_MOST_READ = 16384
-"""Bytes of one file; a process with twelve deep cgroups (v1) has 4 KiB."""
+_MOST_READ = 64 << 10
+"""Bytes of one file; the kernel writes at most 4 KiB for each of a dozen hierarchies (v1)."""
 _MOST_NAMESPACES = 8
 """Of one pod; a tenant can make more, but only after the pod's own."""
 _APART = 0.25
@@ -55,22 +55,30 @@ def _scan(proc: str) -> Mapping[str, Sequence[int]]:
         names = os.listdir(proc)
     except OSError as error:
         raise RetryError(f"cannot list {proc}: {error.strerror}") from error
+    above = _above(proc)
     for name in filter(str.isdecimal, names):
-        for uid, process in _in_pods(proc, name):
+        if (of_pod := _in_pod(proc, name, above)) is not None:
+            uid, process = of_pod
             found[uid].append(process)
     return {uid: list(_one_each(proc, sorted(processes))) for uid, processes in found.items()}
 
 
-def _in_pods(proc: str, name: str) -> Iterator[tuple[str, _Process]]:
+def _above(proc: str) -> frozenset[str]:
     try:
-        uids = pod_uids(_read(f"{proc}/{name}/cgroup"))
-        if not uids:
-            return
+        return pods_above(_read(f"{proc}/1/cgroup"))
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def _in_pod(proc: str, name: str, above: frozenset[str]) -> tuple[str, _Process] | None:
+    try:
+        uid = pod_uid(_read(f"{proc}/{name}/cgroup"), above)
+        if uid is None:
+            return None
         started = int(_read(f"{proc}/{name}/stat").rpartition(")")[2].split()[_START_TIME])
     except (OSError, IndexError, ValueError):
-        return  # it ended meanwhile
-    for uid in uids:
-        yield uid, _Process(started, int(name))
+        return None  # it ended meanwhile
+    return uid, _Process(started, int(name))
 
 
 def _one_each(proc: str, processes: Sequence[_Process]) -> Iterator[int]:
@@ -88,8 +96,12 @@ def _one_each(proc: str, processes: Sequence[_Process]) -> Iterator[int]:
 
 
 def _read(path: str) -> str:
+    """The text of a file in procfs. Raises ``OSError``, ``ValueError`` where it is too long."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, _MOST_READ).decode(errors="replace")
+        data = os.read(fd, _MOST_READ)
     finally:
         os.close(fd)
+    if len(data) == _MOST_READ:
+        raise ValueError(f"{path} has {_MOST_READ} bytes or more")
+    return data.decode(errors="replace")

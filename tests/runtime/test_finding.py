@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -224,6 +225,46 @@ async def test_process_that_passes_through(containerd: Containerd, verifier: Ver
         await passing.wait()
 
 
+async def test_borrowed_name_and_address(
+    containerd: Containerd, runtime: Counted, verifier: Verifier
+) -> None:
+    """L39: a pod with a cgroup that has another pod's name, and that pod's address on its
+    loopback, is not taken for it, though its process is the older one.
+    """
+    attacker = await containerd.run_sandbox("attacker", "shop", OTHER)
+    process = await asyncio.create_subprocess_exec(
+        *("nsenter", f"--net={await containerd.netns(attacker)}", "sleep", "60"),
+    )
+    nested = []
+    try:
+        for group in await containerd.cgroups(attacker):
+            # A cpuset needs more than to be made.
+            inner = group if "cpuset" in str(group) else group / f"pod{UID}"
+            if inner is not group:
+                inner.mkdir()
+                nested.append(inner)
+            (inner / "cgroup.procs").write_text(str(process.pid))
+        assert f"pod{UID}" in Path(f"/proc/{process.pid}/cgroup").read_text()
+        sandbox = await containerd.run_sandbox("web", "shop", UID)
+        pod = await a_pod(containerd, sandbox)
+        for address in pod.addresses:
+            await run_in(await containerd.netns(attacker), f"ip address add {address} dev lo")
+        theirs, ours = await netns_of(containerd, attacker), await netns_of(containerd, sandbox)
+        for way in (Processes(""), RuntimeSandboxes(runtime)):
+            assert await found_in(Namespaces(verifier, way, prefix=""), pod) == ours != theirs
+        assert f"/proc/{process.pid}/ns/net" not in await Processes("").paths(UID)
+    finally:
+        process.kill()
+        await process.wait()
+        for group in nested:
+            group.rmdir()
+
+
+async def run_in(netns: str, command: str) -> None:
+    running = await asyncio.create_subprocess_exec("nsenter", f"--net={netns}", *command.split())
+    assert await running.wait() == 0
+
+
 async def test_host_network(containerd: Containerd, runtime: Counted, verifier: Verifier) -> None:
     """A sandbox in the host's namespace is never found, even by an address of the host."""
     await containerd.run_sandbox("agent", "shop", UID, host_network=True)
@@ -254,13 +295,34 @@ async def test_in_a_container(containerd: Containerd, verifier: Verifier, tmp_pa
     sandbox = await containerd.run_sandbox("web", "shop", UID)
     pod = await a_pod(containerd, sandbox)
     (tmp_path / "proc").mkdir()
-    socket = Path(f"{tmp_path}{ENDPOINTS[1]}")
-    socket.parent.mkdir(parents=True)
+    endpoint = Path(f"{tmp_path}{ENDPOINTS[0]}")
+    endpoint.parent.mkdir(parents=True)
     async with opened_finder(verifier, endpoint="", prefix=str(tmp_path)) as namespaces:
         with pytest.raises(RetryError, match=r"no container runtime listens at .*containerd\.sock"):
             await namespaces.find(pod, None)
-        socket.symlink_to(containerd.endpoint)
+        endpoint.symlink_to(containerd.endpoint)
         (tmp_path / f"proc/{await containerd.pid(sandbox)}").symlink_to(
             f"/proc/{await containerd.pid(sandbox)}"
         )
         assert await found_in(namespaces, pod) == await netns_of(containerd, sandbox)
+
+
+async def test_socket_that_nobody_listens_at(
+    containerd: Containerd, verifier: Verifier, tmp_path: Path
+) -> None:
+    """A socket that a former runtime has left does not stand before the one that is in use."""
+    sandbox = await containerd.run_sandbox("web", "shop", UID)
+    pod = await a_pod(containerd, sandbox)
+    first, *_, last = (Path(f"{tmp_path}{endpoint}") for endpoint in ENDPOINTS)
+    for path in (first, last):
+        path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(first))
+    last.symlink_to(containerd.endpoint)
+    runtime = ContainerRuntime(endpoint="", prefix=str(tmp_path))
+    try:
+        found = await found_in(Namespaces(verifier, RuntimeSandboxes(runtime), prefix=""), pod)
+        assert found == await netns_of(containerd, sandbox)
+        assert (await runtime.version()).name == "containerd"
+    finally:
+        await runtime.close()
