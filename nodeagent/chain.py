@@ -9,6 +9,7 @@ from nodeagent.cni.admission import Admission
 from nodeagent.cni.binary import packaged_binary
 from nodeagent.cni.installer import Installer
 from nodeagent.cni.let_through import DaemonPods, LetThrough
+from nodeagent.cni.plan import Placement
 from nodeagent.cni.plugin import Plugin
 from nodeagent.cni.server import serve_plugin
 from nodeagent.cni.uninstall import Report, uninstall
@@ -54,6 +55,17 @@ def plugin_server(
     )
 
 
+def placement(settings: Settings, known: loading.Loading = loading.UNKNOWN) -> Placement:
+    """Where our entry goes, when `known` is what the container runtime says."""
+    own_file = settings.istio_owned_cni_config_filename
+    return Placement(
+        conf_name=settings.cni_conf_name,
+        chained=settings.chained_cni_plugin,
+        own_file=own_file if settings.istio_owned_cni_config else None,
+        loading=known,
+    )
+
+
 def installer(settings: Settings) -> Installer | None:
     """Return what keeps the plugin installed; None where the settings name no place for it.
 
@@ -69,11 +81,7 @@ def installer(settings: Settings) -> Installer | None:
             "socket": settings.plugin_socket,
             "letThrough": _let_through(settings).entry(settings.exclude_namespaces),
         },
-        conf_name=settings.cni_conf_name,
-        chained=settings.chained_cni_plugin,
-        own_file=(
-            settings.istio_owned_cni_config_filename if settings.istio_owned_cni_config else None
-        ),
+        placement=placement(settings),
         binary_source=packaged_binary(),
         loading=partial(
             loading.ask,

@@ -57,13 +57,12 @@ class _Look:
 class Installer:
     """Puts binary and entry in their places, and back whenever somebody takes them away.
 
-    Our own file (`own_file`) is a copy of the primary's that sorts before it. It goes
-    when the primary has been gone for ``GRACE``: the node must not look ready with a
-    network that nobody runs any more; until then a runtime reads on in our copy. With
-    `own_file` None the entry is put into the primary; likewise where `loading`, which
-    asks the container runtime, does not tell that a copy leaves pods their network. Not
-    `chained`, it has a configuration of its own that only a delegating plugin (Multus)
-    uses.
+    Our own file is a copy of the primary's that sorts before it. It goes when the primary
+    has been gone for ``GRACE``: the node must not look ready with a network that nobody
+    runs any more; until then a runtime reads on in our copy. Where `placement` has none,
+    the entry is put into the primary; likewise where `loading`, which asks the container
+    runtime, does not tell that a copy leaves pods their network. Not chained, it has a
+    configuration of its own that only a delegating plugin (Multus) uses.
 
     Two agents may run at once while one replaces the other: what they would write alike
     neither writes again, and for what differs the later agent's counts.
@@ -78,9 +77,7 @@ class Installer:
         net_dir: str,
         bin_dir: str,
         entry: Entry,
-        conf_name: str,
-        chained: bool,
-        own_file: str | None,
+        placement: Placement,
         binary_source: str,
         loading: Callable[[], Awaitable[Loading]],
         root: str = "/",
@@ -91,7 +88,7 @@ class Installer:
         self._net_dir, self._bin_dir = net_dir, bin_dir
         """Where the paths lead; links are followed anew with each look."""
         self._bare_entry = entry
-        self._placement = Placement(conf_name=conf_name, chained=chained, own_file=own_file)
+        self._placement = placement
         self._source = binary_source
         self._ask = loading
         self._at = datetime.now(UTC).isoformat(timespec="microseconds")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 
 from nodeagent.config import Settings
 from nodeagent.mesh.pod import Pod, PodUID
@@ -19,27 +20,60 @@ _NET_ADMIN = {"NET_ADMIN": 12}
 _NET_RAW = {"NET_RAW": 13}
 _SYS_ADMIN = {"SYS_ADMIN": 21}
 _SYS_PTRACE = {"SYS_PTRACE": 19}
+_DAC_OVERRIDE = {"DAC_OVERRIDE": 1}
+_DAC_READ_SEARCH = {"DAC_READ_SEARCH": 2}
+_LOCK = "/run/xtables.lock"
+"""Of iptables-legacy, where XTABLES_LOCKFILE names no other; see iptables(8)."""
+LEGACY_TABLES = "/proc/self/net/ip_tables_names"
+"""There on kernels in which somebody may have tables of iptables-legacy."""
 _CONFINED_TYPES = ("container_t", "container_init_t", "svirt_lxc_net_t")
 """SELinux gives them to containers, and the host's sockets to none of them."""
 
 
-def check_capabilities(settings: Settings, status: str = "/proc/self/status") -> Check:
-    """Those that the settings need are effective."""
+def check_capabilities(
+    settings: Settings, status: str = "/proc/self/status", tables: str = LEGACY_TABLES
+) -> Check:
+    """Those that the settings, and what an earlier agent may have left here, need are effective."""
     needed = _NET_ADMIN | _SYS_ADMIN
+    legacy = os.path.exists(tables)
     if settings.pod_manifests is None:
         needed |= _SYS_PTRACE  # to open /proc/PID/ns/net of other users' processes
-    if not settings.native_nftables:
+    if legacy or not settings.native_nftables:
         needed |= _NET_RAW  # iptables-legacy talks through a raw socket
     effective = _effective(status)
+    if legacy and settings.pod_manifests is None and not _has(effective, _DAC_OVERRIDE):
+        needed |= _DAC_READ_SEARCH  # for /proc/net of a pod with ``hostUsers: false``
     lacking = [name for name, bit in needed.items() if not effective >> bit & 1]
     if not lacking:
         return good("capabilities", ", ".join(needed))
+    reason = "; NET_RAW is for tables of iptables-legacy, which any pod may have"
     return bad(
         "capabilities",
-        f"{', '.join(lacking)} missing",
+        f"{', '.join(lacking)} missing{reason if lacking == [*_NET_RAW] else ''}",
         "run the agent as root; in a container, runAsUser: 0 and "
         f"securityContext.capabilities.add: [{', '.join(needed)}]",
     )
+
+
+def check_legacy_lock(settings: Settings, tables: str = LEGACY_TABLES) -> Check | None:
+    """The lock of iptables-legacy can be taken; None where nobody has such tables."""
+    if settings.native_nftables and not os.path.exists(tables):
+        return None
+    name, path = "iptables lock", os.environ.get("XTABLES_LOCKFILE", _LOCK)
+    try:
+        # A lock that is made for a check could not be taken away again: somebody may hold it.
+        if os.path.exists(path):
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        else:
+            tempfile.NamedTemporaryFile(dir=os.path.dirname(path)).close()
+    except OSError as error:
+        return bad(
+            name,
+            f"{path}: {error.strerror}",
+            f"XTABLES_LOCKFILE={settings.cni_agent_run_dir}/xtables.lock; a root file system"
+            " may stay read-only",
+        )
+    return good(name, path)
 
 
 def check_rules(settings: Settings) -> Check:
@@ -83,6 +117,10 @@ def check_selinux(
             "securityContext.seLinuxOptions: {type: spc_t} for the agent's container",
         )
     return good("SELinux", f"enforcing, as {kind}")
+
+
+def _has(effective: int, capability: dict[str, int]) -> bool:
+    return all(effective >> bit & 1 for bit in capability.values())
 
 
 def _effective(status: str) -> int:

@@ -8,7 +8,9 @@ import struct
 import tempfile
 from collections.abc import Iterator
 
+from nodeagent.cni.confdir import whose
 from nodeagent.config import Settings
+from nodeagent.links import follow
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.selfcheck.check import Check, bad, good
@@ -115,6 +117,7 @@ def check_zds_socket(settings: Settings) -> Check:
 
 
 def _check_directory(name: str, path: str, settings: Settings) -> Check:
+    path = follow(path, settings.host_prefix or "/").path
     # A directory that is not there yet is made by the agent, if it may.
     place = next(parent for parent in _upwards(path) if os.path.lexists(parent))
     try:
@@ -123,6 +126,9 @@ def _check_directory(name: str, path: str, settings: Settings) -> Check:
             file.write(b"x")
             file.flush()
     except OSError as error:
+        if isinstance(error, PermissionError) and (owner := whose(place)):
+            remedy = "securityContext.capabilities.add: [DAC_OVERRIDE], as deploy/base has it"
+            return bad(name, f"{place}: {error.strerror}{owner}", remedy)
         return bad(name, f"{place}: {error.strerror}", _mount(path, settings))
     return good(name, path if place == path else f"{path}: not there yet, and can be made")
 

@@ -3,9 +3,15 @@
 import asyncio
 
 from nodeagent.config import Settings
+from nodeagent.selfcheck.chain import check_chain
 from nodeagent.selfcheck.check import Check
 from nodeagent.selfcheck.cluster import check_cluster
-from nodeagent.selfcheck.node import check_capabilities, check_rules, check_selinux
+from nodeagent.selfcheck.node import (
+    check_capabilities,
+    check_legacy_lock,
+    check_rules,
+    check_selinux,
+)
 from nodeagent.selfcheck.places import (
     check_directories,
     check_host_namespace,
@@ -23,6 +29,7 @@ async def run_checks(settings: Settings) -> list[Check]:
     """
     checks = [
         check_capabilities(settings),
+        *filter(None, [check_legacy_lock(settings)]),
         check_selinux(),
         await asyncio.to_thread(check_rules, settings),
         await check_host_namespace(settings),
@@ -33,6 +40,7 @@ async def run_checks(settings: Settings) -> list[Check]:
             checks.append(mounts)
         checks.append(await check_runtime(settings))
     checks += check_directories(settings)
+    checks += await check_chain(settings)
     checks.append(check_zds_socket(settings))
     if settings.pod_manifests is None:
         checks += await check_cluster(settings)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from nodeagent.cni.installer import Installer
 from nodeagent.cni.loading import Loading
+from nodeagent.cni.plan import Placement
 from tests.eventually import eventually
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -74,15 +76,15 @@ class Node:
         await eventually(lambda: self.types(name)[-1:] == ["nodeagent"], seconds)
 
     def installer(self, **settings: Any) -> Installer:
-        """Make an installer for it."""
+        """Make an installer for it; `settings` are its own, or those of its placement."""
+        fields = {field.name for field in dataclasses.fields(Placement)} & settings.keys()
+        place = {"own_file": OWN, **{name: settings.pop(name) for name in fields}}
         return Installer(
             **{
                 "net_dir": str(self.net),
                 "bin_dir": str(self.bin),
                 "entry": ENTRY,
-                "conf_name": "",
-                "chained": True,
-                "own_file": OWN,
+                "placement": Placement(**place),
                 "binary_source": str(self.source),
                 "loading": self.told,
                 **settings,

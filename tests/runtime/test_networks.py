@@ -13,6 +13,7 @@ import pytest
 from nodeagent.cni import loading
 from nodeagent.cni.binary import packaged_binary
 from nodeagent.cni.installer import Installer
+from nodeagent.cni.plan import Placement
 from tests.eventually import eventually
 from tests.runtime.containerd import NETWORK, Containerd
 
@@ -49,9 +50,7 @@ async def installed(runtime: Containerd) -> AsyncIterator[None]:
         net_dir=str(runtime.net_dir),
         bin_dir=str(runtime.bin_dir),
         entry=ENTRY,
-        conf_name="",
-        chained=True,
-        own_file=OWN,
+        placement=Placement(own_file=OWN),
         binary_source=packaged_binary(),
         loading=partial(loading.ask, endpoint=runtime.endpoint, prefix=""),
     )

@@ -1,6 +1,7 @@
 """`nodeagent check` and a real container runtime."""
 
 from nodeagent import config
+from nodeagent.selfcheck.chain import check_chain
 from nodeagent.selfcheck.runtime import check_runtime
 from tests.runtime.containerd import Containerd
 
@@ -11,3 +12,22 @@ async def test_runtime_tells_its_name(containerd: Containerd) -> None:
     check = await check_runtime(settings)
     assert check.ok, check
     assert "containerd 1." in check.detail
+
+
+async def test_directories_are_compared_with_the_runtime(containerd: Containerd) -> None:
+    """The runtime tells where its plugins and configurations are, and how many it loads."""
+    flags = {
+        "container_runtime_endpoint": containerd.endpoint,
+        "cni_net_dir": str(containerd.net_dir),
+    }
+    right = config.load({**flags, "cni_bin_dir": str(containerd.bin_dir)}, {})
+    directories, entry = await check_chain(right)
+    assert directories.ok, directories
+    assert "02-istio-cni.conflist, a copy of 10-pods.conflist" in entry.detail
+    containerd.reconfigure(networks=0)
+    await containerd.restart()
+    wrong = config.load({**flags, "cni_bin_dir": "/opt/cni/bin"}, {})
+    directories, entry = await check_chain(wrong)
+    assert not directories.ok
+    assert f"CNI_BIN_DIR={containerd.bin_dir}" in directories.remedy
+    assert "loads all configurations" in entry.detail

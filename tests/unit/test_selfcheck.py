@@ -6,14 +6,24 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nodeagent import config
+from nodeagent.cni.loading import UNKNOWN, Loading
 from nodeagent.config import Settings
+from nodeagent.selfcheck.chain import check_chain_directories, check_entry
 from nodeagent.selfcheck.check import bad, good, lines, show
-from nodeagent.selfcheck.node import check_capabilities, check_rules, check_selinux
+from nodeagent.selfcheck.distributions import DISTRIBUTIONS
+from nodeagent.selfcheck.distributions import found as distribution_of
+from nodeagent.selfcheck.node import (
+    check_capabilities,
+    check_legacy_lock,
+    check_rules,
+    check_selinux,
+)
 from nodeagent.selfcheck.places import (
     check_directories,
     check_host_namespace,
@@ -27,6 +37,8 @@ from nodeagent.selfcheck.runtime import check_runtime
 _ALL = 0x1FF_FFFF_FFFF
 _WITHOUT_PTRACE = _ALL & ~(1 << 19)
 _WITHOUT_RAW = _ALL & ~(1 << 13)
+_WITHOUT_SEARCH = _ALL & ~(1 << 2)
+_WITHOUT_DAC = _ALL & ~(1 << 1 | 1 << 2)
 
 _CHECK = """
 import asyncio
@@ -63,25 +75,131 @@ def test_every_check_is_one_line_with_its_remedy(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("flags", "effective", "lacking"),
+    ("flags", "legacy", "effective", "lacking"),
     [
-        ({}, _ALL, ""),
-        ({}, _WITHOUT_PTRACE, "SYS_PTRACE"),
-        ({"pod_manifests": "."}, _WITHOUT_PTRACE, ""),
-        ({}, _WITHOUT_RAW, ""),
-        ({"native_nftables": "false"}, _WITHOUT_RAW, "NET_RAW"),
-        ({}, 0, "NET_ADMIN, SYS_ADMIN, SYS_PTRACE"),
+        ({}, True, _ALL, ""),
+        ({}, False, _WITHOUT_PTRACE, "SYS_PTRACE"),
+        ({"pod_manifests": "."}, False, _WITHOUT_PTRACE, ""),
+        ({}, False, _WITHOUT_RAW, ""),
+        ({}, True, _WITHOUT_RAW, "NET_RAW"),
+        ({"native_nftables": "false"}, False, _WITHOUT_RAW, "NET_RAW"),
+        ({}, True, _WITHOUT_SEARCH, ""),
+        ({}, True, _WITHOUT_DAC, "DAC_READ_SEARCH"),
+        ({}, False, _WITHOUT_DAC, ""),
+        ({}, False, 0, "NET_ADMIN, SYS_ADMIN, SYS_PTRACE"),
     ],
 )
-def test_capabilities_are_those_that_the_settings_need(
-    tmp_path: Path, flags: dict[str, str], effective: int, lacking: str
+def test_capabilities_are_those_that_are_used(
+    tmp_path: Path, flags: dict[str, str], legacy: bool, effective: int, lacking: str
 ) -> None:
-    """Each capability is asked for where it is used, and named where it is missing."""
+    """Each is asked for where a setting or an earlier agent's tables need it, and named."""
     (tmp_path / "status").write_text(f"Name:\tx\nCapPrm:\t0\nCapEff:\t{effective:016x}\n")
-    check = check_capabilities(settings(**flags), str(tmp_path / "status"))
+    if legacy:
+        (tmp_path / "tables").touch()
+    check = check_capabilities(
+        settings(**flags), str(tmp_path / "status"), str(tmp_path / "tables")
+    )
     assert check.ok is (lacking == "")
-    assert not lacking or check.detail == f"{lacking} missing"
+    assert not lacking or check.detail.startswith(f"{lacking} missing")
     assert all(name in check.remedy for name in lacking.split(", ") if name)
+
+
+def test_lock_of_legacy_programs_has_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only root the lock needs a setting, which is named; nothing is left behind."""
+    tables = tmp_path / "tables"
+    with tmpfs(tmp_path / "run", "-o", "ro"):
+        monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "run/xtables.lock"))
+        assert check_legacy_lock(settings(), str(tables)) is None, "no such tables, no lock"
+        tables.touch()
+        refused = check_legacy_lock(settings(), str(tables))
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+    first = check_legacy_lock(settings(), str(tables))
+    (tmp_path / "xtables.lock").touch(0o600)
+    second = check_legacy_lock(settings(), str(tables))
+    assert refused
+    assert first
+    assert second
+    assert (refused.ok, first.ok, second.ok) == (False, True, True)
+    assert "Read-only file system" in refused.detail
+    assert "XTABLES_LOCKFILE=/var/run/istio-cni/xtables.lock" in refused.remedy
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "tables", "xtables.lock"]
+
+
+def test_owner_of_a_directory_is_named(tmp_path: Path) -> None:
+    """Kubespray's directories are of user kube: the message has the owner and the capability."""
+    (tmp_path / "bin").mkdir(0o755)
+    os.chown(tmp_path / "bin", 999, 999)
+    script = """
+from nodeagent import config
+from nodeagent.selfcheck.places import check_directories
+from nodeagent.selfcheck.check import show
+flags = {"cni_net_dir": ".", "cni_bin_dir": "bin", "cni_agent_run_dir": ".", "host_prefix": ""}
+raise SystemExit(show(check_directories(config.load(flags, {}))))
+""".replace('"."', f'"{tmp_path}"').replace('"bin"', f'"{tmp_path}/bin"')
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-dac_override", "--", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    [line] = [line for line in done.stdout.splitlines() if "CNI programs" in line]
+    assert line.startswith("FAIL")
+    assert f"{tmp_path}/bin is user 999's, mode 0755" in line
+    assert line.endswith("securityContext.capabilities.add: [DAC_OVERRIDE], as deploy/base has it")
+
+
+_ONE = Loading(
+    most=1, conf_dir="/etc/cni/net.d", bin_dirs=("/opt/cni/bin",), source="containerd 1.7.20"
+)
+
+
+def test_directories_of_the_runtime_are_the_ones(tmp_path: Path) -> None:
+    """Other directories than the runtime's are a fault, with the settings and the mount."""
+    where = settings(cni_net_dir="/etc/cni/net.d", host_prefix=str(tmp_path))
+    assert check_chain_directories(where, _ONE).ok
+    (tmp_path / "proc/1/root/var/lib/rancher/k3s/agent").mkdir(parents=True)
+    k3s = replace(_ONE, conf_dir="/var/lib/rancher/k3s/agent/etc/cni/net.d", bin_dirs=("/x",))
+    check = check_chain_directories(where, k3s)
+    assert not check.ok
+    assert f"CNI_NET_DIR={k3s.conf_dir} and CNI_BIN_DIR=/x" in check.remedy
+    assert "a mount of /var/lib/rancher/k3s/data (deploy/components/k3s)" in check.remedy
+    unknown = check_chain_directories(where, UNKNOWN)
+    assert unknown.ok
+    assert "usual on k3s: /var/lib/rancher/k3s/agent/etc/cni/net.d and" in unknown.detail
+    # A link to the runtime's directory is that directory.
+    (tmp_path / "etc").symlink_to("/usr/etc")
+    there = replace(_ONE, conf_dir="/usr/etc/cni/net.d")
+    assert check_chain_directories(where, there).ok
+
+
+def test_every_distribution_has_its_directories(tmp_path: Path) -> None:
+    """What `check` knows of distributions is what docs/cluster.md tells of them."""
+    table = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
+    for each in DISTRIBUTIONS:
+        root = tmp_path / each.name
+        (root / f"proc/1/root{each.marker}").mkdir(parents=True)
+        assert distribution_of(settings(host_prefix=str(root))) == each
+        [line] = [line for line in table.splitlines() if line.startswith(f"| {each.name}")]
+        assert f"`{each.net_dir}`" in line
+        assert f"`{each.bin_dir}`" in line
+    assert distribution_of(settings(host_prefix=str(tmp_path / "none"))) is None
+
+
+def test_place_of_the_entry_is_told(tmp_path: Path) -> None:
+    """Where the entry goes and why not into a file of its own; nothing is written."""
+    where = settings(cni_net_dir=str(tmp_path))
+    empty = check_entry(where, _ONE)
+    assert (empty.ok, "no CNI plugin has written" in empty.detail) == (False, True)
+    primary = tmp_path / "10-x.conflist"
+    primary.write_text('{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "x"}]}')
+    assert "02-istio-cni.conflist, a copy of 10-x.conflist" in check_entry(where, _ONE).detail
+    several = check_entry(where, replace(_ONE, most=0))
+    assert several.ok
+    assert "into 10-x.conflist: containerd 1.7.20 loads all configurations" in several.detail
+    assert list(tmp_path.iterdir()) == [primary]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""Where Kubernetes distributions have their CNI directories, when it is not the usual place."""
+
+import os
+from dataclasses import dataclass
+
+from nodeagent.config import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """One that differs; docs/cluster.md has the same table."""
+
+    name: str
+    marker: str
+    """A directory that only its nodes have."""
+    net_dir: str = "/etc/cni/net.d"
+    bin_dir: str = "/opt/cni/bin"
+    mounts: str = ""
+    """What has to be mounted, where it is more than the two directories."""
+
+    @property
+    def places(self) -> str:
+        """Both directories, for people."""
+        return f"{self.net_dir} and {self.bin_dir}"
+
+
+DISTRIBUTIONS = (
+    Distribution(
+        name="k3s",
+        marker="/var/lib/rancher/k3s/agent",
+        net_dir="/var/lib/rancher/k3s/agent/etc/cni/net.d",
+        bin_dir="/var/lib/rancher/k3s/data/cni",
+        mounts="/var/lib/rancher/k3s/data (deploy/components/k3s)",
+    ),
+    Distribution(
+        name="MicroK8s",
+        marker="/var/snap/microk8s/current",
+        net_dir="/var/snap/microk8s/current/args/cni-network",
+        bin_dir="/var/snap/microk8s/current/opt/cni/bin",
+        mounts="/var/snap/microk8s, because a refresh of the snap turns the link `current`",
+    ),
+    Distribution(name="GKE", marker="/home/kubernetes/bin", bin_dir="/home/kubernetes/bin"),
+    Distribution(
+        name="OpenShift",
+        marker="/etc/kubernetes/cni/net.d",
+        net_dir="/etc/cni/multus/net.d",
+        bin_dir="/var/lib/cni/bin",
+    ),
+)
+
+
+def found(settings: Settings) -> Distribution | None:
+    """Whose node this is, if it is one of those; None also where that cannot be seen."""
+    # Not mounted, but there for whoever may look into the host's processes.
+    root = f"{settings.host_prefix}/proc/1/root" if settings.host_prefix else ""
+    return next((each for each in DISTRIBUTIONS if os.path.isdir(root + each.marker)), None)
