@@ -32,7 +32,6 @@ from nodeagent.mesh.enrolment import Parts
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
-from nodeagent.mesh.workload import Workload
 from nodeagent.netns.costs import NO_LIMITS
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
@@ -173,7 +172,7 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
         chain = installer(settings)
         if chain is not None:
             missing.append(_CHAIN)
-        listener = await stack.enter_async_context(_sockets(settings, threads, table, missing))
+        listener = await stack.enter_async_context(_sockets(settings, table, missing))
         try:
             await probes.start()
         except RetryError as error:
@@ -217,10 +216,7 @@ async def _serve(settings: Settings, api: ApiServer | None, departure: Departure
 
 @contextlib.asynccontextmanager
 async def _sockets(
-    settings: Settings,
-    threads: NamespaceThreads,
-    table: Table[NetworkNamespace],
-    missing: list[str],
+    settings: Settings, table: Table[NetworkNamespace], missing: list[str]
 ) -> AsyncIterator[socket.socket]:
     """Answer kubelet and ``nodeagent status``, and listen for ztunnel. Raises ``OSError``."""
     async with contextlib.AsyncExitStack() as stack:
@@ -233,21 +229,13 @@ async def _sockets(
         await stack.enter_async_context(
             serve_admin(
                 settings.admin_socket,
-                workloads=lambda: [_described(row, threads) for row in table],
+                workloads=lambda: [row.describe() for row in table],
                 missing=lambda: missing,
             )
         )
         if address := _readiness_address(settings):
             await stack.enter_async_context(serve_health(address, missing=lambda: missing))
         yield listener
-
-
-def _described(row: Workload[NetworkNamespace], threads: NamespaceThreads) -> dict[str, object]:
-    told = row.describe()
-    if row.namespace and (seconds := threads.spaced_out(row.namespace.id)):
-        resting = f"looks at it take too long; the next in {seconds:.0f} s at the earliest"
-        told["detail"] = "; ".join(filter(None, (row.detail, resting)))
-    return told
 
 
 @contextlib.asynccontextmanager

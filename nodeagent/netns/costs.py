@@ -2,8 +2,8 @@
 
 A pod with NET_ADMIN decides how long a look at its rules takes. So each namespace has an
 account: the seconds that its jobs kept a thread, of which some are forgiven each second.
-From what has not been forgiven follows which lane its next job takes, and how long that
-job has to rest before.
+From what has not been forgiven follows which lane its next job takes, and when it may
+begin.
 """
 
 import math
@@ -32,7 +32,7 @@ NO_LIMITS = Limits(cheap=math.inf, allowance=math.inf)
 class Account:
     """The costs of one namespace."""
 
-    __slots__ = ("_at", "_clock", "_limits", "_spent", "warned")
+    __slots__ = ("_at", "_clock", "_limits", "_spent")
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         """`clock` gives seconds."""
@@ -40,8 +40,6 @@ class Account:
         self._clock = clock
         self._spent = 0.0
         self._at = clock()
-        self.warned = False
-        """Somebody was told that this namespace rests; ends when it is cheap again."""
 
     def charge(self, seconds: float) -> None:
         """Note what a job has cost; more than what the longest rest forgives is waived."""

@@ -6,12 +6,13 @@ A thread that cannot return to its own namespace ends; nothing runs in it again.
 
 A job cannot be stopped, and a pod may have made it slow (L36). So that no pod waits for
 another: each namespace has one job at a time; one that has cost much takes another lane
-than the rest, and rests in between (`costs.py`); and a job that takes longer than
-`OVERTIME` gives up its place in the lane, and runs on beside it.
+than the rest, and is refused for some time (`costs.py`); and a job that takes longer
+than `OVERTIME` gives up its place in the lane, and runs on beside it.
 """
 
 import asyncio
 import contextlib
+import errno
 import os
 import queue
 import threading
@@ -19,16 +20,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import structlog
-
 from nodeagent import kernel
 from nodeagent.descriptors import out_of_the_way
 from nodeagent.netns.costs import Account, Limits
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 
 T = TypeVar("T")
-
-log = structlog.get_logger()
 
 LANE = 4
 """Jobs at a time in the lane of ordinary pods: both cores of a small node are busy while
@@ -43,6 +40,13 @@ _FAREWELL = 5.0
 """Seconds that `close` waits for jobs; the kernel may hold one for longer."""
 _SWEEP = 1024
 """Accounts, from where on those that are settled are looked for."""
+
+
+class TooCostlyError(OSError):
+    """Jobs in this namespace have kept the threads for too long; try again later."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class NamespaceThreads:
@@ -80,7 +84,7 @@ class NamespaceThreads:
         The job has its own duplicate of the descriptor: the owner may close the
         namespace, or the caller be cancelled, while `function` still runs. A job that
         has not begun when its caller is cancelled never does.
-        Raises ``OSError`` if the namespace cannot be entered.
+        Raises ``OSError`` if the namespace cannot be entered, and `TooCostlyError`.
         """
         target = out_of_the_way(os.dup(namespace.fd))
         try:
@@ -89,11 +93,6 @@ class NamespaceThreads:
             os.close(target)
             raise
         return await self._begin(target, function, place)
-
-    def spaced_out(self, namespace: NetnsId) -> float:
-        """Seconds until the next job in `namespace` may begin, because of what it has cost."""
-        known = self._namespaces.get(namespace)
-        return 0.0 if known is None else known.account.rest
 
     def close(self) -> None:
         """Wait for what runs, some seconds at the most; what has not begun is refused."""
@@ -112,26 +111,17 @@ class NamespaceThreads:
         namespace = self._namespace(netns)
         await namespace.turn.acquire()
         try:
-            await self._rest(namespace.account, netns)
-            lane = self._lane if namespace.account.cheap else self._slow_lane
+            lane = self._lane_for(namespace.account)
             await lane.acquire()
         except BaseException:
             namespace.turn.release()
             raise
         return _Place(namespace, lane)
 
-    async def _rest(self, account: Account, netns: NetnsId) -> None:
-        if account.cheap:
-            account.warned = False
-        while rest := account.rest:
-            if not account.warned:
-                account.warned = True
-                log.warning(
-                    "looks at a pod take too long, and are spaced out; look into its rules",
-                    netns=str(netns),
-                    seconds=round(account.spent, 1),
-                )
-            await asyncio.sleep(rest)
+    def _lane_for(self, account: Account) -> asyncio.Semaphore:
+        if account.rest:
+            raise TooCostlyError(errno.EBUSY, "looks at it take too long, and are spaced out")
+        return self._lane if account.cheap else self._slow_lane
 
     def _begin(
         self, target: int, function: Callable[[], T], place: "_Place"

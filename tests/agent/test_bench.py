@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.bench import cluster
 from tests.runtime import containerd
 
-_NODE = ("in-pod", "enrolment", "drift", "host-set", "backends", "joining", "growth")
+_NODE = ("in-pod", "enrolment", "drift", "host-set", "backends", "joining", "growth", "hostile")
 _NODE_FIGURES = (
     "in-pod set-up",
     "the same by forking `nft -f`",
@@ -36,6 +36,11 @@ _NODE_FIGURES = (
     "running pod joins, options off",
     "running pod leaves, options on",
     "the agent's memory after 16 enrolments and removals",
+    "enrollment of an innocent pod, a quiet node",
+    "enrollment of an innocent pod, idle connections",
+    "enrollment of an innocent pod, flooding pods",
+    "enrollment of an innocent pod, huge annotations",
+    "enrollment of an innocent pod, all three",
 )
 
 

@@ -9,7 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
 
 from nodeagent.descriptors import make_room
-from tests.bench import backends, cluster, cni, drift, enrolment, growth, host_set, in_pod, joining
+from tests.bench import (
+    backends,
+    cluster,
+    cni,
+    drift,
+    enrolment,
+    growth,
+    host_set,
+    hostile,
+    in_pod,
+    joining,
+)
 from tests.bench.node import Node
 from tests.bench.report import Figure, machine, table
 from tests.runtime import containerd
@@ -33,6 +44,8 @@ _CLUSTER_FULL = cluster.Counts(
 _CLUSTER_QUICK = cluster.Counts(
     pods=3, namespaces=(5, 9), singles=2, sandboxes=1, repeats=1, interval=1
 )
+_HOSTILE_FULL = hostile.Counts(samples=100, flooding=6, annotated=10)
+_HOSTILE_QUICK = hostile.Counts(samples=3, flooding=1, annotated=2)
 _CNI_FULL = cni.Counts(samples=200, crowd=100, repeats=3)
 _CNI_QUICK = cni.Counts(samples=3, crowd=4, repeats=1)
 
@@ -49,6 +62,9 @@ _PARTS: Mapping[str, Callable[[Node, bool], Iterable[Figure]]] = {
     "joining": lambda _, quick: joining.figures(0.1 if quick else 1.5),
     "growth": lambda node, quick: growth.figures(
         node, crowd=4 if quick else 250, marks=(8, 16) if quick else (1000, 5000, 10000)
+    ),
+    "hostile": lambda node, quick: hostile.figures(
+        node, _HOSTILE_QUICK if quick else _HOSTILE_FULL
     ),
     "cluster": lambda node, quick: cluster.figures(
         node, _CLUSTER_QUICK if quick else _CLUSTER_FULL

@@ -39,10 +39,10 @@ def figures(node: Node, counts: Counts) -> Iterator[Figure]:
         here: list[Pod] = []
         for present in counts.present:
             more = node.pods(present - len(here))
-            _crowd(node, ztunnel, more)
+            crowd(node, ztunnel, more)
             here += more
             yield _one_by_one(node, ztunnel, present, counts.samples)
-        _leave(node, ztunnel, here)
+        leave(node, ztunnel, here)
     with Agent(node) as agent:
         yield from _crowds(node, agent, counts)
 
@@ -50,8 +50,8 @@ def figures(node: Node, counts: Counts) -> Iterator[Figure]:
 def _one_by_one(node: Node, ztunnel: PlainZtunnel, present: int, samples: int) -> Figure:
     times = []
     for pod in node.pods(samples):
-        times.append(_crowd(node, ztunnel, [pod]))
-        _leave(node, ztunnel, [pod])
+        times.append(crowd(node, ztunnel, [pod]))
+        leave(node, ztunnel, [pod])
     middle = median(times)
     return Figure(
         what=f"enrolment of one pod, {present} present",
@@ -70,11 +70,11 @@ def _crowds(node: Node, agent: Agent, counts: Counts) -> Iterator[Figure]:
         for repeat in range(counts.repeats):
             pods = node.pods(size)
             with PlainZtunnel(agent) as ztunnel:
-                times.append(_crowd(node, ztunnel, pods))
+                times.append(crowd(node, ztunnel, pods))
                 if repeat == 0 and size in counts.snapshots:
                     footprints[size] = agent.settled()
                     snapshots += _snapshots(node, agent, size, counts.repeats)
-                _leave(node, ztunnel, pods)
+                leave(node, ztunnel, pods)
         taken = median(times)
         per_pod[size] = taken / size
         aim = _CROWD_AIM.get(size)
@@ -132,7 +132,7 @@ def _footprint_figures(footprints: dict[int, Footprint]) -> Iterator[Figure]:
         )
 
 
-def _crowd(node: Node, ztunnel: PlainZtunnel, pods: list[Pod]) -> float:
+def crowd(node: Node, ztunnel: PlainZtunnel, pods: list[Pod]) -> float:
     """Move in all `pods` at one moment; seconds until the last was accepted."""
     node.stage(pods)
     started = time.perf_counter()
@@ -140,6 +140,6 @@ def _crowd(node: Node, ztunnel: PlainZtunnel, pods: list[Pod]) -> float:
     return ztunnel.accept_all([pod.uid() for pod in pods]) - started
 
 
-def _leave(node: Node, ztunnel: PlainZtunnel, pods: list[Pod]) -> None:
+def leave(node: Node, ztunnel: PlainZtunnel, pods: list[Pod]) -> None:
     node.delete(pods)
     ztunnel.delete_all([pod.uid() for pod in pods])
