@@ -44,11 +44,12 @@ class Netlink:
         # Without it the kernel ignores the filter of a route dump.
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
 
-    def dump(self, kind: int, body: bytes) -> list[bytes]:
+    def dump(self, kind: int, body: bytes, *, most: int | None = None) -> list[bytes]:
         """Return the bodies of all answers to the dump request `kind`.
 
-        A dump that was interrupted by a change is taken again. Raises
-        ``OSError``; EAGAIN where the changes never stop.
+        With `most` it ends after so many, and if there are more, the rest waits in the
+        socket, which is good for nothing else then. A dump that was interrupted by a change
+        is taken again. Raises ``OSError``; EAGAIN where the changes never stop.
         """
         request = _message(kind, NLM_F_REQUEST | NLM_F_DUMP, body)
         for _ in range(_DUMP_ATTEMPTS):
@@ -59,6 +60,8 @@ class Netlink:
                 consistent = consistent and not flags & _NLM_F_DUMP_INTR
                 if answer is not None:
                     bodies.append(answer)
+                if len(bodies) == most:
+                    return bodies
             if consistent:
                 return bodies
         raise OSError(errno.EAGAIN, "changed by others all the time while it was read")

@@ -11,7 +11,7 @@ from socket import NETLINK_ROUTE
 from nodeagent.netlink import Netlink
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.errors import RedirectError, translated
-from nodeagent.redirect.reply_path import add_entry, mark_entry, plan, removable, remove_entry
+from nodeagent.redirect.reply_path import Plan, add_entry, mark_entry, plan, removable, remove_entry
 from nodeagent.redirect.rules import PodRedirect
 
 NFTABLES = Backends.choose(None)
@@ -40,13 +40,16 @@ def ensure(
     What other backends have left is `Backends.sweep`'s matter. Rules that `rules_are_right`
     vouches for are not read again, routes are. The way for replies comes before the rules
     that make them need it, and goes after them. But the rules do not wait for it: where a
-    route cannot be had, because `lo` is down, say, the pod fails closed. Raises
-    `RedirectError`.
+    route cannot be had, because `lo` is down, say, or where the routing cannot be read,
+    the pod fails closed. Raises `RedirectError`.
     """
     mended: list[str] = []
     refused: RedirectError | None = None
     with _routing() as netlink:
-        routing = plan(netlink, spec)
+        try:
+            routing = plan(netlink, spec)
+        except RedirectError as error:
+            routing, refused = Plan(), error
         if routing.conflicts:
             refused = RedirectError("; ".join(routing.conflicts))
         for entry in routing.missing:

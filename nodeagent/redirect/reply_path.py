@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nodeagent.netlink import Netlink
-from nodeagent.redirect.errors import translated
+from nodeagent.redirect.errors import RedirectError, translated
 from nodeagent.redirect.routes import (
     Entry,
     LocalRoute,
     PolicyRule,
     destination,
+    has_our_mark,
     lookup,
     loopback_has_ipv6,
     parse_route,
@@ -29,6 +30,9 @@ from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, Family, PodRedir
 REPLY_TABLES = (REPLY_TABLE, *SPARE_TABLES)
 
 _MOST_CONFLICTS = 3
+"""So many are named."""
+_MOST_LIKE_OURS = 256
+"""Policy rules with our preference and mark, of which there should be one; the rest costs time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +105,25 @@ class _ReplyPath:
     """What stands in one family's routing that concerns the replies."""
 
     def __init__(self, netlink: Netlink, family: Family) -> None:
-        """Read it. Raises ``OSError``."""
+        """Read it. Raises ``OSError``, and `RedirectError` for what cannot be meant."""
         self.family = family
-        self._netlink = netlink
         self._rules: list[PolicyRule] = []
         self._lookups: dict[int, int] = {}
         """Which tables rules of others look up, and the preference of one of these rules."""
-        for found in read_rules(netlink, family):
+        rules = read_rules(netlink, family)
+        alike = sum(map(has_our_mark, rules))
+        if alike > _MOST_LIKE_OURS:
+            raise RedirectError(
+                f"{alike} policy rules for {family} have the preference and the mark of ours:"
+                " something in the pod adds them; remove them"
+            )
+        for found in rules:
             rule, table = parse_rule(found), lookup(found)
             if rule is not None and rule.table in REPLY_TABLES:
                 self._rules.append(rule)
-            elif table is not None:
-                self._lookups.setdefault(table, preference(found))
-        self._marked = read_marked_routes(netlink, family)
+            elif table is not None and table not in self._lookups:
+                self._lookups[table] = preference(found)
+        self._marked = read_marked_routes(family)
         self._tables: dict[int, list[bytes]] = {}
 
     def plan(self) -> Plan:
@@ -172,7 +182,7 @@ class _ReplyPath:
 
     def _routes(self, table: int) -> list[bytes]:
         if table not in self._tables:
-            self._tables[table] = read_routes(self._netlink, self.family, table)
+            self._tables[table] = read_routes(self.family, table)
         return self._tables[table]
 
 

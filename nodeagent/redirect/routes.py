@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, NETLINK_ROUTE
 
 from pyroute2.netlink.rtnl import (
     RTM_DELROUTE,
@@ -50,12 +50,16 @@ _AF = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN = 6, 10, 14
 _FRA_TABLE, _FRA_FWMASK, _FRA_PAD, _FRA_PROTOCOL = 15, 16, 18, 21
 _FR_ACT_TO_TBL = 1
+_BEYOND_A_BYTE = {0, 252}  # RT_TABLE_UNSPEC, RT_TABLE_COMPAT
 _FIB_RULE_INVERT = 2
 # linux/rtnetlink.h
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_CACHEINFO, _RTA_TABLE, _RTA_PREF = 1, 4, 6, 12, 15, 20
 _RTN_LOCAL = 2
 _RT_SCOPE_HOST = 254
 _IP6_RT_PRIO_USER = 1024  # linux/ipv6_route.h: what an IPv6 route without a metric gets
+
+_MOST_ROUTES = 256
+"""Of the routes that are asked for there should be one in each of our tables."""
 
 _LOOPBACK_INDEX = 1  # in every network namespace: LOOPBACK_IFINDEX
 _LINK_HEADER = struct.Struct("=BxHiII")
@@ -66,6 +70,9 @@ _LOOPBACK = _LINK_HEADER.pack(0, 0, _LOOPBACK_INDEX, 0, 0) + attribute(
     _IFLA_EXT_MASK, _NUMBER.pack(_SKIP_STATISTICS)
 )
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
+
+_OUR_PREFERENCE = attribute(_FRA_PRIORITY, _NUMBER.pack(REPLY_PRIORITY))
+_OUR_MARK = attribute(_FRA_FWMARK, _NUMBER.pack(REPLY_MARK.value))
 
 # What the kernel adds to a listing, and what stands for "not set" there.
 _RULE_DEFAULTS = frozenset(
@@ -156,7 +163,7 @@ class LocalRoute:
 
     def remove(self, netlink: Netlink) -> None:
         """Remove it, if it stands. Raises ``OSError``, and `RedirectError` to spare another's."""
-        routes = read_routes(netlink, self.family, self.table)
+        routes = read_routes(self.family, self.table)
         defaults = (route for route in routes if not _HEADER.unpack_from(route)[1])
         if _is_first(self, ((route, parse_route(route)) for route in defaults)):
             netlink.request(RTM_DELROUTE, 0, self.message())
@@ -179,11 +186,18 @@ def parse_rule(found: bytes) -> PolicyRule | None:
 
     A rule with any further condition is somebody else's.
     """
+    if not has_our_mark(found):  # a pod may have any number of rules
+        return None
     family = _family(found)
     known = dict(attributes(found[_HEADER.size :]))
     protocol = known.get(_FRA_PROTOCOL, b"\0")[0]
     rule = PolicyRule(family, lookup(found) or 0, protocol)
     return rule if _meaning_of_rule(found) == _meaning_of_rule(rule.message()) else None
+
+
+def has_our_mark(rule: bytes) -> bool:
+    """Whether a rule of the kernel's listing may be ours: to find out costs 0.3 µs, not 20."""
+    return _OUR_PREFERENCE in rule and _OUR_MARK in rule
 
 
 def parse_route(found: bytes) -> LocalRoute | None:
@@ -196,10 +210,11 @@ def parse_route(found: bytes) -> LocalRoute | None:
 
 def lookup(rule: bytes) -> int | None:
     """The table that a rule of the kernel's listing leads to, if it leads to one."""
-    header = _HEADER.unpack_from(rule)
-    if header[7] != _FR_ACT_TO_TBL:
+    table, action = rule[4], rule[7]
+    if action != _FR_ACT_TO_TBL:
         return None
-    return _number(rule, _FRA_TABLE, header[4])
+    # What does not fit the header's byte is in an attribute.
+    return _number(rule, _FRA_TABLE, table) if table in _BEYOND_A_BYTE else table
 
 
 def preference(rule: bytes) -> int:
@@ -219,21 +234,33 @@ def read_rules(netlink: Netlink, family: Family) -> list[bytes]:
     return netlink.dump(RTM_GETRULE, _HEADER.pack(_AF[family], *[0] * 8))
 
 
-def read_routes(netlink: Netlink, family: Family, table: int) -> list[bytes]:
-    """All routes in `table`, in the kernel's order. Raises ``OSError``."""
+def read_routes(family: Family, table: int) -> list[bytes]:
+    """The routes in `table`, in the kernel's order, or the first of too many.
+
+    In the calling thread's namespace. Raises ``OSError``.
+    """
     header = _HEADER.pack(_AF[family], *[0] * 8)
-    try:
-        return netlink.dump(RTM_GETROUTE, header + _numbers({_RTA_TABLE: table}))
-    except FileNotFoundError:  # a table that never had a route
-        return []
+    return _some_routes(header + _numbers({_RTA_TABLE: table}))
 
 
-def read_marked_routes(netlink: Netlink, family: Family) -> list[LocalRoute]:
-    """Our own routes, whatever table they are in. Raises ``OSError``."""
+def read_marked_routes(family: Family) -> list[LocalRoute]:
+    """Our own routes, whatever table they are in.
+
+    In the calling thread's namespace. Raises ``OSError``.
+    """
     header = _HEADER.pack(_AF[family], 0, 0, 0, 0, OWN_PROTOCOL, 0, _RTN_LOCAL, 0)
     # A kernel before 4.20 ignores the filter.
-    routes = map(parse_route, netlink.dump(RTM_GETROUTE, header))
+    routes = map(parse_route, _some_routes(header))
     return [route for route in routes if route is not None and route.marked]
+
+
+def _some_routes(request: bytes) -> list[bytes]:
+    # A socket of its own, for a pod may have millions of routes: the rest is left in there.
+    with Netlink(NETLINK_ROUTE) as netlink:
+        try:
+            return netlink.dump(RTM_GETROUTE, request, most=_MOST_ROUTES)
+        except FileNotFoundError:  # a table that never had a route
+            return []
 
 
 def loopback_has_ipv6(netlink: Netlink) -> bool:

@@ -3,17 +3,20 @@
 import errno
 import re
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import pytest
-from pyroute2.netlink.rtnl import RTM_NEWRULE
+from pyroute2.netlink.rtnl import RTM_GETRULE, RTM_NEWRULE
 
 from nodeagent.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink
 from nodeagent.redirect.backend import Backend, Backends
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.pod import ensure, inspect, remove
-from nodeagent.redirect.routes import PolicyRule
+from nodeagent.redirect.reply_path import plan
+from nodeagent.redirect.routes import PolicyRule, read_rules
 from nodeagent.redirect.rules import Family
 from tests.kernel.spec import spec
 from tests.kernel.standin import answering, passing_through, udp_ask, udp_server
@@ -22,6 +25,7 @@ from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 
 APP, DISTANT_PORT = 8080, 7000
+MANY = 10_000
 IP = {4: "ip", 6: "ip -6"}
 NET1 = {
     4: (ip_address("10.9.0.7"), ip_address("10.9.0.1")),
@@ -264,6 +268,82 @@ def test_a_protocol_tells_two_rules_apart(pod: Pod) -> None:
     assert pod.run(remove)
     assert pod.shell("ip rule").count("lookup 100") == 1
     assert "fwmark 0x111/0xfff iif eth0" in pod.shell("ip rule")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["rule add from {} fwmark {} pref 7 lookup 100", "rule add from {} iif x{} lookup 15100"],
+    ids=["mark", "interface"],
+)
+def test_ten_thousand_policy_rules(pod: Pod, rule: str) -> None:
+    """L36: however many rules and routes a pod has of its own, a look takes a moment."""
+    alike = [f"10.{n // 250}.{n % 250}.1" for n in range(MANY)]
+    batch(pod, [rule.format(each, n + 1) for n, each in enumerate(alike)])
+    batch(pod, [f"route add local {each} dev lo table 100" for each in alike])
+    batch(pod, [f"route add local {each} dev lo table 101 protocol 111" for each in alike])
+    pod.run(lambda: ensure(spec()))
+    assert pod.run(lambda: inspect(spec())) == ()
+    # Taken apart one by one, it was ten times the price of having the kernel list them.
+    assert pod.run(lambda: cost(look)) < 5 * pod.run(lambda: cost(listing))
+    assert pod.run(remove)
+    assert pod.shell("ip rule").count("lookup") >= MANY
+
+
+def look() -> None:
+    with Netlink(socket.NETLINK_ROUTE) as netlink:
+        assert not plan(netlink, spec()).missing
+
+
+def listing() -> None:
+    with Netlink(socket.NETLINK_ROUTE) as netlink:
+        assert len(read_rules(netlink, Family.V4)) >= MANY
+
+
+def cost(function: Callable[[], None]) -> float:
+    """Seconds of this thread; the least of some tries, for others may be in the caches."""
+    times = []
+    for _ in range(5):
+        before = time.thread_time()
+        function()
+        times.append(time.thread_time() - before)
+    return min(times)
+
+
+def test_many_policy_rules_like_ours(pod: Pod) -> None:
+    """Who makes hundreds of rules that look like ours is told; the pod fails closed."""
+    sources = [f"10.1.{n}.1" for n in range(250)] + [f"10.2.{n}.1" for n in range(250)]
+    batch(pod, [f"{RULE} from {source}" for source in sources])
+    with pytest.raises(RedirectError, match="500 policy rules for IPv4 have the preference"):
+        pod.run(lambda: ensure(spec()))
+    assert "redirect to :15006" in pod.shell("nft list ruleset")
+
+
+def test_routing_that_cannot_be_read(pod: Pod) -> None:
+    """L35: with a pod that changes its policy rules all the time, the rules stand all the same."""
+
+    def look() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Netlink, "dump", changing(Netlink.dump))
+            ensure(spec())
+
+    with pytest.raises(RedirectError, match="EAGAIN"):
+        pod.run(look)
+    assert "redirect to :15006" in pod.shell("nft list ruleset")
+    pod.run(lambda: ensure(spec()))
+    assert pod.run(lambda: inspect(spec())) == ()
+
+
+def changing(dump: Callable[..., list[bytes]]) -> Callable[..., list[bytes]]:
+    def work(netlink: Netlink, kind: int, body: bytes, **options: int) -> list[bytes]:
+        if kind == RTM_GETRULE:
+            raise OSError(errno.EAGAIN, "changed by others all the time")
+        return dump(netlink, kind, body, **options)
+
+    return work
+
+
+def batch(pod: Pod, commands: list[str]) -> None:
+    pod.shell("ip -batch -", stdin="\n".join(commands))
 
 
 def test_istios_agent_takes_over(pod: Pod) -> None:
