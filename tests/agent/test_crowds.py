@@ -5,6 +5,8 @@ import contextlib
 import os
 import socket
 import subprocess
+import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from nodeagent.descriptors import make_room
 from nodeagent.mesh.pod import REROUTE_VIRTUAL_INTERFACES
 from tests.agent.processes import Node
 from tests.agent.ztunnels import reconnected
+from tests.eventually import eventually
 from tests.lab.lab import Lab
 from tests.zds.model import ModelZtunnel
 
@@ -99,6 +102,57 @@ async def test_crowds_at_every_socket(
             served.write(pod, annotations={REROUTE_VIRTUAL_INTERFACES: f"vm{number}"})
             await served.until_state(pod, "enrolled")
     assert await served.stop() == 0
+
+
+async def test_probes_during_a_flood(served: Node, port: int) -> None:
+    """L33: while others connect as fast as they can, every probe of kubelet's is answered."""
+    served.start()
+    await eventually(lambda: is_ready(port), 30)
+    over = threading.Event()
+
+    def flood() -> None:
+        kept: deque[socket.socket] = deque()
+        while not over.is_set():
+            with contextlib.suppress(OSError):
+                kept.append(to_port(port)())
+                kept[-1].send(BEGUN)
+            if len(kept) > 200:
+                kept.popleft().close()
+        for client in kept:
+            client.close()
+
+    flooding = [asyncio.create_task(asyncio.to_thread(flood)) for _ in range(3)]
+    try:
+        for _ in range(100):
+            assert await asyncio.to_thread(probe, port, "/healthz") == "HTTP/1.1 200 OK"
+    finally:
+        over.set()
+        await asyncio.gather(*flooding)
+
+
+def is_ready(port: int) -> bool:
+    try:
+        return probe(port).endswith("200 OK")
+    except OSError:
+        return False
+
+
+async def test_annotation_of_250_kilobytes(
+    lab: Lab, served: Node, ztunnels: list[ModelZtunnel]
+) -> None:
+    """L34: a pod with one that is changed again and again holds nobody up."""
+    served.start()
+    await reconnected(served, ztunnels)
+    greedy, innocent = lab.add_pod("greedy"), lab.add_pod("innocent")
+    for number in range(20):
+        names = ",".join(f"v{number}-{n:05}" for n in range(25_000))
+        served.write(greedy, annotations={REROUTE_VIRTUAL_INTERFACES: names})
+    served.write(innocent)
+    for pod in (greedy, innocent):
+        await served.until_state(pod, "enrolled")
+    assert "overrides" not in "".join(
+        line for line in served.log.read_text().splitlines() if "holds up the event loop" in line
+    )
 
 
 def enter(block: contextlib.AbstractContextManager[None]) -> contextlib.ExitStack:

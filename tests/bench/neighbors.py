@@ -85,7 +85,7 @@ def annotations(*files: str) -> None:
         path = files[number % len(files)]
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
-        name = f"x*{number}"
+        name = f"v{number}"
         names = ",".join(f"{name}-{n}" for n in range(_ANNOTATION // (len(name) + 6)))
         manifest["metadata"]["annotations"]["istio.io/reroute-virtual-interfaces"] = names
         draft = os.path.join(os.path.dirname(path), ".draft")
