@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.cluster.binaries import Binaries
-from tests.cluster.client import AnswerError, Client
+from tests.cluster.client import AnswerError, Client, Object
 from tests.eventually import eventually
 
 _LOOPBACK = "127.0.0.1"
@@ -106,16 +106,27 @@ class ControlPlane:
         await self.stop(kill=kill)
         await self.start()
 
-    def token_for(self, namespace: str, account: str, *, seconds: int = 3600) -> str:
-        """A token of the service account, as a pod is given one; 600 seconds at least."""
+    def token_for(
+        self, namespace: str, account: str, *, seconds: int = 3600, pod: str | None = None
+    ) -> str:
+        """A token of the service account; 600 seconds at least.
+
+        With `pod` it is what kubelet gives to that pod: it says on which node that is, and
+        ends with the pod.
+        """
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-        answer = self.admin.post(path, {"spec": {"expirationSeconds": seconds}})
-        token: str = answer["status"]["token"]
+        spec: Object = {"expirationSeconds": seconds}
+        if pod is not None:
+            made = self.admin.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
+            uid = made["metadata"]["uid"]
+            bound = {"kind": "Pod", "apiVersion": "v1", "name": pod, "uid": uid}
+            spec["boundObjectRef"] = bound
+        token: str = self.admin.post(path, {"spec": spec})["status"]["token"]
         return token
 
-    def client_for(self, namespace: str, account: str) -> Client:
-        """A service account's own requests; to be closed."""
-        return Client(self.url, self.ca, self.token_for(namespace, account))
+    def client_for(self, namespace: str, account: str, *, pod: str | None = None) -> Client:
+        """A service account's own requests; to be closed. See `token_for`."""
+        return Client(self.url, self.ca, self.token_for(namespace, account, pod=pod))
 
     def kubeconfig(
         self, path: Path, *, token: str | None = None, token_file: str = "", server: str = ""

@@ -49,7 +49,10 @@ class Node:
         self.containerd = containerd
         self.shop = shop
         self.name = name
-        token = control_plane.token_for(NAMESPACE, ACCOUNT)
+        # As kubelet gives it to the agent's pod: it is good for this node.
+        own = {"serviceAccountName": ACCOUNT}
+        control_plane.admin.make_pod(NAMESPACE, pod := f"of-{name}", node=name, spec=own)
+        token = control_plane.token_for(NAMESPACE, ACCOUNT, pod=pod)
         self.agent = AgentProcess(
             directory,
             kubeconfig=control_plane.kubeconfig(
