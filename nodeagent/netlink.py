@@ -29,6 +29,7 @@ _NETLINK_GET_STRICT_CHK = 12
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_CODE = struct.Struct("=i")
 _DUMP_SIZE = 32 * 1024  # the kernel never sends a larger part of a dump: netlink_dump()
 _DUMP_ATTEMPTS = 10
 
@@ -123,13 +124,35 @@ def attribute(kind: int, payload: bytes) -> bytes:
     return _ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
+class MalformedError(OSError):
+    """An answer that ends too early, or lacks what it should have."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBADMSG, os.strerror(errno.EBADMSG))
+
+
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Split `data` into attributes: type without flags, payload."""
+    """Split `data` into attributes: type without flags, payload. Raises `MalformedError`."""
     offset, end = 0, len(data)
     while offset < end:
+        if end - offset < _ATTRIBUTE.size:
+            raise MalformedError
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if not _ATTRIBUTE.size <= length <= end - offset:
+            raise MalformedError
         yield kind & _NLA_TYPE_MASK, data[offset + 4 : offset + length]
         offset += length + 3 & ~3
+
+
+class Attributes(dict[int, bytes]):
+    """Attributes by type. To ask for one that is not there raises `MalformedError`."""
+
+    def __init__(self, data: bytes) -> None:
+        """Take `data` apart. Raises `MalformedError`."""
+        super().__init__(attributes(data))
+
+    def __missing__(self, kind: int) -> bytes:
+        raise MalformedError
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:
@@ -140,12 +163,18 @@ def _message(kind: int, flags: int, body: bytes) -> bytes:
 def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     offset = 0
     while offset < len(data):
+        if len(data) - offset < _HEADER.size:
+            raise MalformedError
         length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
+        if not _HEADER.size <= length <= len(data) - offset:
+            raise MalformedError
         yield kind, flags, data[offset + _HEADER.size : offset + length]
         offset += length + 3 & ~3
 
 
 def _error_code(body: bytes) -> int:
     """The errno in the body of an error, an acknowledgement or the end of a dump; 0 for none."""
-    (code,) = struct.unpack_from("=i", body)
+    if len(body) < _CODE.size:
+        raise MalformedError
+    (code,) = _CODE.unpack_from(body)
     return -int(code)

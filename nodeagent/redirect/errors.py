@@ -13,6 +13,7 @@ _HINTS = {
     errno.EAFNOSUPPORT: "the kernel was built without this address family",
     errno.ENOBUFS: "the kernel has no memory left for netlink messages",
     errno.ENOMEM: "the kernel is out of memory",
+    errno.EBADMSG: "the kernel's answer ends too early, or lacks what it should have",
     errno.ENODEV: "the pod has no loopback interface",
     errno.ENETDOWN: "the pod's loopback interface is down",
     errno.ENOSPC: "a limit of the kernel is reached (user.max_net_namespaces)",

@@ -92,17 +92,24 @@ def read_chains(family: Family, table: str, names: dict[Hook, str]) -> dict[Hook
         places, entries = _get(layout, table)
     if not any(name.encode() + b"\0" in entries for name in names.values()):
         return {}
+    return parse(family, entries, places, names)
+
+
+def parse(
+    family: Family, entries: bytes, places: "Places", names: dict[Hook, str]
+) -> dict[Hook, Chain[bytes]]:
+    """Find the chains `names` in a table as the kernel hands it out. Raises `RedirectError`."""
     try:
-        return dict(_chains(layout, entries, places, names))
+        return dict(_chains(_LAYOUTS[family], entries, places, names))
     except (struct.error, IndexError, ValueError) as error:
-        raise RedirectError(f"iptables-legacy's table {table} has an unknown form") from error
+        raise RedirectError("iptables-legacy's table has an unknown form") from error
 
 
-_Places = dict[Hook, tuple[int, int]]
+Places = dict[Hook, tuple[int, int]]
 """Where the built-in chains begin, and where each one's policy stands."""
 
 
-def _get(layout: _Layout, table: str) -> tuple[_Places, bytes]:
+def _get(layout: _Layout, table: str) -> tuple[Places, bytes]:
     """Ask for the table. Raises ``OSError``."""
     with socket.socket(layout.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
         fd, name = asked.fileno(), table.encode()
@@ -120,7 +127,7 @@ def _get(layout: _Layout, table: str) -> tuple[_Places, bytes]:
 
 
 def _chains(
-    layout: _Layout, data: bytes, places: _Places, names: dict[Hook, str]
+    layout: _Layout, data: bytes, places: Places, names: dict[Hook, str]
 ) -> Iterator[tuple[Hook, Chain[bytes]]]:
     offsets, heads, jumps = _walk(layout, data)
     ends = dict(zip(heads, [*list(heads)[1:], len(data)], strict=True))
@@ -133,7 +140,7 @@ def _chains(
         begin, policy = places[hook]
         called = [offset for offset in offsets if begin <= offset < policy]
         leading = jumps.get(inside[0], [])
-        plain = [at for at in leading if _is_plain(layout, data, at)]
+        plain = {at for at in leading if _is_plain(layout, data, at)}
         standing = Chain(
             rules=tuple(_comparable(layout, data, offset) for offset in inside[:-1]),
             jumps=tuple(at for at, offset in enumerate(called, 1) if offset in plain),

@@ -33,6 +33,12 @@ _PREFIX = "istio-ambient-"
 TABLE_NAMES = tuple(f"{_PREFIX}{table}" for table in Table)
 """The tables of family inet that are ours, with everything in them."""
 
+CHAIN_NAMES = tuple(name for hook in Hook for name in (f"istio-{hook}", str(hook)))
+"""The chains that they may have, in the order in which they are made.
+
+Istio's agent calls them so, too.
+"""
+
 _BASE_CHAINS = {
     (Table.MANGLE, Hook.PREROUTING): "type filter hook prerouting priority -150",
     (Table.MANGLE, Hook.OUTPUT): "type route hook output priority -150",

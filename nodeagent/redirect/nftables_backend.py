@@ -3,11 +3,11 @@
 import struct
 
 from nodeagent.redirect import batch, standing
-from nodeagent.redirect.rules import REPLY_MARK, Hook, PodRedirect, Table
+from nodeagent.redirect.nftables import CHAIN_NAMES
+from nodeagent.redirect.rules import REPLY_MARK, PodRedirect, Table
 
 _LAYOUT = b"nodeagent layout "
 """In the comment of each table of ours."""
-_CHAINS = {name for hook in Hook for name in (str(hook), f"istio-{hook}")}
 _REPLY_MARK = struct.pack("=I", REPLY_MARK.value)
 
 
@@ -58,7 +58,7 @@ def _uses_reply_mark(table: standing.Standing) -> bool:
 
 
 def _has_shape(table: standing.Standing) -> bool:
-    return table.chains.keys() <= _CHAINS and table.members == len(table.chains)
+    return table.chains.keys() <= set(CHAIN_NAMES) and table.members == len(table.chains)
 
 
 def _differences(spec: PodRedirect, have: standing.Tables) -> tuple[str, ...]:

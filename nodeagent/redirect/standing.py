@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nodeagent.netlink import Netlink, attribute, attributes
+from nodeagent.netlink import Attributes, MalformedError, Netlink, attribute, attributes
 from nodeagent.redirect.errors import translated
-from nodeagent.redirect.nftables import TABLE_NAMES, apply, render
+from nodeagent.redirect.nftables import CHAIN_NAMES, TABLE_NAMES, apply, render
 from nodeagent.redirect.rules import PodRedirect
 from nodeagent.redirect.scratch import in_scratch_namespace
 
@@ -34,11 +34,10 @@ _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_POSITION = 1, 2
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _IMMEDIATE_DATA, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 2, 1, 2
 _JUMP = -3  # NFT_JUMP
+_ATTRIBUTE_HEADER = 4  # bytes
 _LENGTH = struct.Struct("=H")  # an attribute's first field
 _COUNTER = attribute(1, b"counter\0")  # NFTA_EXPR_NAME comes first
 _NEW_COUNTER = attribute(1, _COUNTER)  # NFTA_LIST_ELEM; without values it starts at 0
-
-_Attributes = Mapping[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +68,27 @@ Tables = Mapping[str, Standing]
 
 
 def read() -> Tables:
-    """Read our tables in the calling thread's namespace. Raises `RedirectError`."""
+    """Read our tables in the calling thread's namespace. Raises `RedirectError`.
+
+    Each table and each chain is asked for by its name: what others have costs nothing.
+    """
     with translated("read the rules"), Netlink(_NETLINK_NETFILTER) as netlink:
-        tables = [_attributes(body) for body in netlink.dump(_GETTABLE, HEADER)]
-        ours = {
-            name: table for table in tables if (name := _name(table[_TABLE_NAME])) in TABLE_NAMES
-        }
-        if not ours:
-            return {}
-        chains = [_attributes(body) for body in netlink.dump(_GETCHAIN, HEADER)]
-        return {
-            name: Standing(
-                settings=_without(table, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA),
-                layout=_encoded(table, _TABLE_USERDATA),
-                members=int.from_bytes(table[_TABLE_USE], "big"),
-                chains=_chains(netlink, name, chains),
-            )
-            for name, table in ours.items()
-        }
+        tables = {name: _table(netlink, name) for name in TABLE_NAMES}
+        return {name: table for name, table in tables.items() if table is not None}
+
+
+def _table(netlink: Netlink, name: str) -> Standing | None:
+    answer = netlink.get(_GETTABLE, HEADER + attribute(_TABLE_NAME, name.encode() + b"\0"))
+    if answer is None:
+        return None
+    table = _attributes(answer)
+    members = int.from_bytes(table[_TABLE_USE], "big")
+    return Standing(
+        settings=_without(table, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA),
+        layout=_encoded(table, _TABLE_USERDATA),
+        members=members,
+        chains=_chains(netlink, name, members),
+    )
 
 
 def reference(spec: PodRedirect) -> Tables:
@@ -138,20 +140,22 @@ def count_uses(netlink: Netlink, family: int, table: str, chain: str) -> int | N
 
     Raises ``OSError``.
     """
-    names = attribute(_CHAIN_TABLE, table.encode() + b"\0")
-    names += attribute(_CHAIN_NAME, chain.encode() + b"\0")
-    answer = netlink.get(_GETCHAIN, _header(family) + names)
+    answer = netlink.get(_GETCHAIN, _header(family) + _chain_names(table, chain))
     return int.from_bytes(_attributes(answer)[_CHAIN_USE], "big") if answer else None
 
 
 def leads_to(rule: bytes) -> tuple[str, bool] | None:
-    """The chain that a rule jumps to, and whether it does so with every packet."""
-    found = dict(attributes(rule))
-    expressions = [dict(attributes(one)) for _, one in attributes(found[_RULE_EXPRESSIONS])]
-    names = [_name(one[_EXPRESSION_NAME]) for one in expressions]
-    last = expressions[-1] if names and names[-1] == "immediate" else {}
-    data = dict(attributes(last.get(_EXPRESSION_DATA, b"")))
-    verdict = dict(attributes(dict(attributes(data.get(_IMMEDIATE_DATA, b""))).get(_VERDICT, b"")))
+    """The chain that a rule jumps to, and whether it does so with every packet.
+
+    Raises ``OSError`` for what is no rule.
+    """
+    elements = attributes(Attributes(rule)[_RULE_EXPRESSIONS])
+    expressions = [Attributes(element) for _, element in elements]
+    names = [_name(each[_EXPRESSION_NAME]) for each in expressions]
+    if not names or names[-1] != "immediate":
+        return None
+    value = Attributes(Attributes(expressions[-1][_EXPRESSION_DATA])[_IMMEDIATE_DATA])
+    verdict = Attributes(value.get(_VERDICT, b""))
     if _VERDICT_CHAIN not in verdict:
         return None
     jump = int.from_bytes(verdict[_VERDICT_CODE], "big", signed=True) == _JUMP
@@ -198,7 +202,21 @@ def _chain_differences(have: Chain, want: Chain) -> Iterator[str]:
             yield f"rule {number} differs"
 
 
-def _chains(netlink: Netlink, table: str, chains: list[_Attributes]) -> dict[str, Chain]:
+def _chains(netlink: Netlink, table: str, members: int) -> dict[str, Chain]:
+    found: dict[str, Attributes] = {}
+    for name in CHAIN_NAMES:
+        if len(found) == members:
+            break
+        if answer := netlink.get(_GETCHAIN, HEADER + _chain_names(table, name)):
+            found[name] = _attributes(answer)
+    if len(found) != members:
+        # Somebody has put something into it: only now it matters what else there is.
+        chains = (_attributes(body) for body in netlink.dump(_GETCHAIN, HEADER))
+        found = {
+            _name(chain[_CHAIN_NAME]): chain
+            for chain in chains
+            if _name(chain[_CHAIN_TABLE]) == table
+        }
     rules: dict[str, list[bytes]] = {}
     request = HEADER + attribute(_RULE_TABLE, table.encode() + b"\0")
     for body in netlink.dump(_GETRULE, request):
@@ -210,8 +228,7 @@ def _chains(netlink: Netlink, table: str, chains: list[_Attributes]) -> dict[str
             settings=_without(chain, _CHAIN_HANDLE, _CHAIN_USE, _CHAIN_COUNTERS),
             rules=tuple(rules.get(name, ())),
         )
-        for chain in chains
-        if _name(chain[_CHAIN_TABLE]) == table and (name := _name(chain[_CHAIN_NAME]))
+        for name, chain in found.items()
     }
 
 
@@ -230,6 +247,8 @@ def _uncounted(expressions: bytes) -> bytes:
     # Cut in place: it is done for each rule at each look.
     while offset < len(expressions):
         (length,) = _LENGTH.unpack_from(expressions, offset)
+        if length < _ATTRIBUTE_HEADER or length > len(expressions) - offset:
+            raise MalformedError
         end = offset + (length + 3 & ~3)
         if expressions.startswith(_COUNTER, offset + 4):
             kept += expressions[done:offset] + _NEW_COUNTER
@@ -242,20 +261,26 @@ def _header(family: int) -> bytes:
     return struct.pack("=BBH", family, 0, 0)
 
 
+def _chain_names(table: str, chain: str) -> bytes:
+    return attribute(_CHAIN_TABLE, table.encode() + b"\0") + attribute(
+        _CHAIN_NAME, chain.encode() + b"\0"
+    )
+
+
 def _chain_request(family: int, table: str, chain: str) -> bytes:
     names = attribute(_RULE_TABLE, table.encode() + b"\0")
     return _header(family) + names + attribute(_RULE_CHAIN, chain.encode() + b"\0")
 
 
-def _attributes(body: bytes) -> _Attributes:
-    return dict(attributes(body[len(HEADER) :]))
+def _attributes(body: bytes) -> Attributes:
+    return Attributes(body[len(HEADER) :])
 
 
-def _without(found: _Attributes, *kinds: int) -> bytes:
+def _without(found: Attributes, *kinds: int) -> bytes:
     return b"".join(attribute(kind, found[kind]) for kind in found if kind not in kinds)
 
 
-def _encoded(found: _Attributes, kind: int) -> bytes:
+def _encoded(found: Attributes, kind: int) -> bytes:
     return attribute(kind, found[kind]) if kind in found else b""
 
 

@@ -6,6 +6,7 @@ of each test, and another shows that nobody else is held up.
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -205,3 +206,22 @@ async def test_older_nft_reads_what_we_wrote(
     if form == "-j":  # it leaves out what is written on a table
         want = {name: replace(table, layout=b"") for name, table in want.items()}
     assert have == want
+
+
+async def test_thousands_of_tables_and_chains(redirector: PodRedirector, pod: Pod) -> None:
+    """L36: what a tenant puts beside our tables makes a look no longer."""
+    await ensure(redirector, pod)
+
+    def cost() -> float:
+        def look() -> float:
+            started = time.thread_time()
+            assert read()
+            return time.thread_time() - started
+
+        return min(look() for _ in range(5))
+
+    before = pod.run(cost)
+    tables = (f"add table inet t{n}" for n in range(500))
+    chains = (f"add chain inet t0 c{n}" for n in range(2000))
+    pod.shell("nft -f -", stdin="\n".join((*tables, *chains)))
+    assert pod.run(cost) < 5 * before
