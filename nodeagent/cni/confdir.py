@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from nodeagent.cni.conflist import MAX_SIZE
-from nodeagent.cni.plan import Changes, Directory, Files
+from nodeagent.cni.directory import Changes, Directory, Files
 
 SUFFIXES = (".conf", ".conflist", ".json")
 """Of the files that runtimes count: containerd, CRI-O and cri-dockerd ask libcni for these."""

@@ -12,9 +12,9 @@ import structlog
 from nodeagent.cni import confdir
 from nodeagent.cni.binary import Binary, NoBinaryError
 from nodeagent.cni.conflist import OURS, Entry, entry_of
+from nodeagent.cni.directory import Directory, types_of
 from nodeagent.cni.loading import Loading
 from nodeagent.cni.plan import (
-    Directory,
     NoPrimaryError,
     NotYetError,
     Placement,
@@ -24,7 +24,6 @@ from nodeagent.cni.plan import (
     plan,
     primary_of_copy,
     stamped,
-    types_of,
 )
 from nodeagent.cni.reverting import Brake, suspect
 from nodeagent.folder_watch import FolderLostError, FolderWatch

@@ -1,7 +1,6 @@
 """What the files of the CNI configuration directory should be, given what they are."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nodeagent.cni.configuration import VERSIONS
@@ -9,7 +8,6 @@ from nodeagent.cni.conflist import (
     INSTALLED,
     ISTIO,
     OURS,
-    BeyondUsError,
     ConfError,
     ConfList,
     Entry,
@@ -17,16 +15,21 @@ from nodeagent.cni.conflist import (
     same,
     standing_alone,
 )
+from nodeagent.cni.directory import (
+    Changes,
+    Directory,
+    Files,
+    as_list,
+    foreign_type,
+    list_name,
+    single_names,
+    types_of,
+)
 from nodeagent.cni.loading import UNKNOWN, Loading
 
 STAND_ALONE_NAME = "YYY-istio-cni.conf"
 """Sorts behind every primary configuration: no runtime takes it for one."""
 _AT, _COPY_OF, _CONVERTED_FROM = "at", "copyOf", "convertedFrom"
-
-Files = Mapping[str, bytes]
-"""Content by name: what there is, as runtimes see it."""
-Changes = Mapping[str, bytes | None]
-"""New content by name; None: the file goes."""
 
 
 class NotYetError(Exception):
@@ -67,37 +70,6 @@ class Plan:
     """Why our entry goes into the primary, though a file of our own was asked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Directory:
-    """What was found in the directory."""
-
-    files: Files
-    unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Why, by name: a runtime may be able to read them."""
-    broken: Mapping[str, str] = field(default_factory=dict)
-    """Why, by name: there is nothing to read for a runtime either."""
-
-    def invalid(self) -> dict[str, str]:
-        """Files that no runtime can use, and why."""
-        return {**self.broken, **self._judged()[0]}
-
-    def beyond_us(self) -> dict[str, str]:
-        """Files that a runtime may be able to use though we are not, and why we are not."""
-        return {**self.unreadable, **self._judged()[1]}
-
-    def _judged(self) -> tuple[dict[str, str], dict[str, str]]:
-        invalid: dict[str, str] = {}
-        beyond_us: dict[str, str] = {}
-        for name, data in self.files.items():
-            try:
-                _as_list(name, data)
-            except BeyondUsError as error:
-                beyond_us[name] = str(error)
-            except ConfError as error:
-                invalid[name] = str(error)
-        return invalid, beyond_us
-
-
 def plan(found: Directory, placement: Placement, entry: Entry) -> Plan:
     """Decide what to change. Raises ``NotYetError``.
 
@@ -135,7 +107,7 @@ def undone(files: Files) -> Changes:
         except ConfError:
             continue
         converted = notes.get(_CONVERTED_FROM)
-        single = confs.single() if converted and _list_name(converted) == name else None
+        single = confs.single() if converted and list_name(converted) == name else None
         if notes.get(_COPY_OF) is not None:
             changes[name] = None
         elif converted and single is not None:
@@ -166,21 +138,13 @@ def primary_of_copy(found: Directory, own_file: str) -> str:
     return _notes(entry).get(_COPY_OF, "") if entry is not None else ""
 
 
-def types_of(name: str, data: bytes) -> tuple[str, ...]:
-    """Types of the plugins in a file; none if it cannot be used."""
-    try:
-        return _as_list(name, data).types
-    except ConfError:
-        return ()
-
-
 def stamped(entry: Entry, *, at: str, binary: str) -> Entry:
     """`entry` with when it was made, and the digest of the binary that goes with it."""
     return {**entry, INSTALLED: {_AT: at, "binary": binary}}
 
 
 def _stand_alone(found: Directory, files: Files, name: str, entry: Entry) -> Plan:
-    if name in files and _foreign_type(name, files[name]):
+    if name in files and foreign_type(name, files[name]):
         raise NotYetError(
             f"{name} is another plugin's: CNI_CONF_NAME must name a file of our own"
             " where CHAINED_CNI_PLUGIN is false"
@@ -193,8 +157,6 @@ def _no_own_file(found: Directory, files: Files, primary: str, placement: Placem
     """Why a copy of the primary that sorts first could change pods' networks; '' if it cannot."""
     name = placement.own_file or ""
     loading = placement.loading
-    if primary <= name:
-        return ""  # the copy would be of no use to anybody, which is said as an error
     copied = primary_of_copy(found, name)
     if loading.most is None:
         # What stands has been decided by an agent that knew.
@@ -204,8 +166,8 @@ def _no_own_file(found: Directory, files: Files, primary: str, placement: Placem
             f"{loading.source} loads {loading.most or 'all'} configurations (max_conf_num):"
             " a copy of one would be a second interface of each pod"
         )
-    if copied == primary:
-        return ""
+    if copied == primary or primary <= name:
+        return ""  # that a copy would come second is an error, which is said elsewhere
     counted = {*files, *found.unreadable, *found.broken} - {name}
     if loading.tolerant:
         counted -= found.invalid().keys()
@@ -217,10 +179,10 @@ def _own_file(found: Directory, files: Files, primary: str, name: str, entry: En
     if primary <= name:
         raise NotYetError(
             f"{primary} comes before {name}, so that runtimes would not read ours: "
-            + _remedy_for_order(_foreign_type(primary, files[primary]))
+            + _remedy_for_order(foreign_type(primary, files[primary]))
         )
     _require_spoken(primary, files[primary])
-    source = _as_list(primary, files[primary])
+    source = as_list(primary, files[primary])
     standing = files.get(name)
     if standing is not None and not _adoptable(standing, source):
         raise NotYetError(
@@ -238,7 +200,7 @@ def _in_primary(found: Directory, files: Files, primary: str, entry: Entry) -> P
         data = found.files[primary]
         wanted = _with_entry(primary, ConfList.parse(data), _dated(entry, data))
         return _planned(found, files, {primary: wanted}, target=primary, primary=primary)
-    target = _list_name(primary)
+    target = list_name(primary)
     if target in files:
         raise NotYetError(
             f"{primary} cannot become {target}, which is there already:"
@@ -283,13 +245,13 @@ def _planned(
 def _primary(found: Directory, files: Files, placement: Placement) -> str:
     conf_name = placement.conf_name
     # It may have been converted, or be about to be.
-    named = (conf_name, _list_name(conf_name), *_singles(conf_name))
+    named = (conf_name, list_name(conf_name), *single_names(conf_name))
 
     def eligible(name: str) -> bool:
         return name in named if conf_name else name != placement.own_file
 
     candidates = [
-        name for name, data in sorted(files.items()) if eligible(name) and _foreign_type(name, data)
+        name for name, data in sorted(files.items()) if eligible(name) and foreign_type(name, data)
     ]
     if conf_name in candidates:
         return conf_name
@@ -309,32 +271,12 @@ def _primary(found: Directory, files: Files, placement: Placement) -> str:
 
 def _require_spoken(name: str, data: bytes) -> None:
     """Our plugin would fail every pod of a chain whose version it does not speak."""
-    version = _as_list(name, data).version
+    version = as_list(name, data).version
     if version not in VERSIONS:
         raise NotYetError(
             f'{name} has cniVersion "{version}", and our plugin speaks {", ".join(VERSIONS)}:'
             " the primary CNI plugin's configuration has to name one of them"
         )
-
-
-def _list_name(name: str) -> str:
-    """What the list is called that a single plugin's configuration becomes."""
-    return f"{name.rpartition('.')[0]}.conflist"
-
-
-def _singles(name: str) -> tuple[str, ...]:
-    """Names of what a list may have been made from."""
-    stem = name.rpartition(".")[0]
-    return (f"{stem}.conf", f"{stem}.json")
-
-
-def _as_list(name: str, data: bytes) -> ConfList:
-    return ConfList.parse(data) if name.endswith(".conflist") else ConfList.around(data)
-
-
-def _foreign_type(name: str, data: bytes) -> str:
-    """Type of the first plugin that is no part of the mesh; '' if there is none."""
-    return next((kind for kind in types_of(name, data) if kind not in (OURS, ISTIO)), "")
 
 
 def _adoptable(data: bytes, source: ConfList) -> bool:

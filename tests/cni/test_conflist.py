@@ -9,11 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nodeagent.cni.conflist import ConfError, ConfList, entry_of
+from nodeagent.cni.directory import Changes, Directory, Files
 from nodeagent.cni.loading import Loading
 from nodeagent.cni.plan import (
-    Changes,
-    Directory,
-    Files,
     NoPrimaryError,
     NotYetError,
     Placement,
@@ -342,7 +340,7 @@ def test_own_file_is_no_primary() -> None:
     with pytest.raises(NotYetError, match="comes before"):
         plan(
             Directory(files=CORPUS),
-            Placement(conf_name="10-aws.conflist", own_file="10-aws.conflist"),
+            Placement(conf_name="10-aws.conflist", own_file="10-aws.conflist", loading=ONE),
             ENTRY,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.cni import confdir
-from nodeagent.cni.plan import Directory
+from nodeagent.cni.directory import Directory
 from nodeagent.cni.uninstall import Report, uninstall
 from tests.cni.installing import CORPUS, OWN, Node, installed, mounted, put, remount
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.cni.conflist import CONVERTED_NAME, ConfError, ConfList
+from nodeagent.cni.directory import Directory
 from nodeagent.cni.loading import UNKNOWN, Loading, loading_of
-from nodeagent.cni.plan import Directory, NotYetError, Placement, plan, stamped, undone
+from nodeagent.cni.plan import NotYetError, Placement, plan, stamped, undone
 
 OWN = "02-own.conflist"
 ENTRY = stamped({"type": "nodeagent"}, at="2026-01-02T03:04:05", binary="0123")
@@ -69,6 +70,7 @@ def test_copy_would_be_a_second_interface(loading: Loading) -> None:
     target, files, reason = after({"10-x.conflist": several("x")}, loading)
     assert (target, set(files)) == ("10-x.conflist", {"10-x.conflist"})
     assert "max_conf_num" in reason
+    assert after({"00-x.conflist": several("x")}, loading)[0] == "00-x.conflist"
     earlier = after({"10-x.conflist": several("x")}, CONTAINERD)
     assert earlier[0] == OWN
     assert after(earlier[1], loading)[1].keys() == {"10-x.conflist"}, "it leaves its own file"

@@ -12,6 +12,7 @@ from nodeagent.admin.client import Workload, fetch_workloads
 from nodeagent.config import Settings
 from nodeagent.mesh.pod import IPAddress
 from tests.agent.processes import AMBIENT, Node, Stub
+from tests.capabilities import granted
 from tests.eventually import eventually
 from tests.runtime.containerd import Containerd
 
@@ -30,6 +31,8 @@ class MeshNode:
             cni_let_through_namespaces="control",
             container_runtime_endpoint=containerd.endpoint,
         )
+        # The tests have more than the manifest gives (L43).
+        self.agent.grant = granted()
         self.stubs: list[Stub] = []
 
     @property
