@@ -1,14 +1,10 @@
 """Room for file descriptors: one for each pod's namespace, and more for what watches it."""
 
-import contextlib
 import fcntl
 import os
 import resource
 
 from nodeagent import kernel
-
-_SELECTABLE = 1024
-"""FD_SETSIZE: the first number that a program which waits with select() cannot use."""
 
 
 def make_room(expected: int) -> None:
@@ -33,15 +29,3 @@ def leave_table() -> None:
     kernel.unshare(kernel.CLONE_FILES)
     highest = max(map(int, os.listdir("/proc/thread-self/fd")))
     os.closerange(3, highest + 1)
-
-
-def out_of_the_way(fd: int) -> int:
-    """Move `fd`, one of many, to where it leaves the low numbers to libraries that use select().
-
-    Returns the new number; the same where the limit allows no higher one.
-    """
-    with contextlib.suppress(OSError):
-        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SELECTABLE)
-        os.close(fd)
-        return moved
-    return fd

@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Self
 
 from nodeagent import kernel
-from nodeagent.descriptors import out_of_the_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class NetworkNamespace:
         where it cannot be opened. A FIFO or device in that place is not waited
         for: the path may come from a tenant.
         """
-        return cls(out_of_the_way(_opened(path)))
+        return cls(_opened(path))
 
     @classmethod
     def current(cls) -> Self:

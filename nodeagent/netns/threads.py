@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from nodeagent import kernel
-from nodeagent.descriptors import out_of_the_way
 from nodeagent.netns.costs import Account, Limits
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 
@@ -86,7 +85,7 @@ class NamespaceThreads:
         has not begun when its caller is cancelled never does.
         Raises ``OSError`` if the namespace cannot be entered, and `TooCostlyError`.
         """
-        target = out_of_the_way(os.dup(namespace.fd))
+        target = os.dup(namespace.fd)
         try:
             place = await self._place(namespace.id)
         except BaseException:

@@ -5,8 +5,6 @@ import contextlib
 import socket
 from collections.abc import Callable
 
-from nodeagent.descriptors import out_of_the_way
-
 _NETLINK_NETFILTER = 12
 # linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; linux/rtnetlink.h: RTNLGRP_…, as bits.
 _NFTABLES = 1 << (7 - 1)
@@ -90,7 +88,7 @@ def _subscribed(protocol: int, groups: int) -> socket.socket:
     except BaseException:
         made.close()
         raise
-    return socket.socket(fileno=out_of_the_way(made.detach()))
+    return made
 
 
 def _drain(heard: socket.socket) -> None:
