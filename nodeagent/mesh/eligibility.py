@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from nodeagent.mesh.pod import SIDECAR_STATUS, Namespace, Pod
-from nodeagent.mesh.selector import DEFAULT_ENABLEMENT, EnablementSelectors
+from nodeagent.mesh.selector import (
+    DEFAULT_ENABLEMENT,
+    EnablementSelectors,
+    Labels,
+    LabelSelector,
+)
 
 _APP = "app"
 """The label that tells ztunnel's own pods, as Istio's chart sets it."""
@@ -72,10 +77,16 @@ def _selected(pod: Pod, namespace: Namespace | None, enablement: EnablementSelec
         elif namespace is not None and pair.namespaces.matches(namespace.labels):
             if pod_matches:
                 return Decision(Wanted.YES, f"namespace matches {pair.namespaces}")
-            opted_out = f"namespace matches {pair.namespaces}, but the pod not {pair.pods}"
+            opted_out = f"pod opted out: {_why_not(pair.pods, pod.labels)}"
     if namespace is None and any(pair.pods.matches(pod.labels) for pair in enablement):
         return Decision(Wanted.UNKNOWN, f"namespace {pod.namespace} has not been seen yet")
     return Decision(Wanted.NO, opted_out or "no enablement selector matches")
+
+
+def _why_not(selector: LabelSelector, labels: Labels) -> str:
+    """What `labels` have that `selector` does not match."""
+    keys = dict.fromkeys(one.key for one in selector.requirements if not one.matches(labels))
+    return ", ".join(f"{key}={labels[key]}" if key in labels else f"no {key}" for key in keys)
 
 
 def _obstacle(pod: Pod, policy: Policy) -> str | None:

@@ -1,6 +1,7 @@
 """The socket at which ztunnels connect: who may, and how many."""
 
 import asyncio
+import itertools
 import socket
 from functools import partial
 
@@ -33,6 +34,7 @@ class ZdsServer:
         self._peer_uids = peer_uids
         self._answer_timeout = answer_timeout
         self._serving: dict[asyncio.Task[None], Session] = {}
+        self._numbers = itertools.count(1)
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept from `listener` until cancelled."""
@@ -54,8 +56,10 @@ class ZdsServer:
         self._make_room(greeted=False, limit=MAX_SILENT)
         self._make_room(greeted=True, limit=MAX_ZTUNNELS)
         connection = Connection(connected, answer_timeout=self._answer_timeout)
-        session = Session(connection, self._book, f"pid {peer.pid}")
-        task = group.create_task(self._serve(session, peer), name=f"ztunnel {peer.pid}")
+        # The kernel has no number for a process of another PID namespace, as in a container.
+        name = f"pid {peer.pid}" if peer.pid else f"connection {next(self._numbers)}"
+        session = Session(connection, self._book, name)
+        task = group.create_task(self._serve(session, name), name=f"ztunnel, {name}")
         self._serving[task] = session
         task.add_done_callback(self._serving.pop)
         # Not in the task: one that is cancelled before its first step runs no `finally`.
@@ -71,13 +75,15 @@ class ZdsServer:
             log.warning("too many connections, closed the oldest", greeted=greeted, limit=limit)
             tasks[0].cancel()
 
-    async def _serve(self, session: Session, peer: Peer) -> None:
+    async def _serve(self, session: Session, name: str) -> None:
         try:
             await session.run()
         except DisconnectedError as error:
-            log.info("ztunnel disconnected", ztunnel=f"pid {peer.pid}", reason=str(error))
+            # Who leaves without a word was no ztunnel: `nodeagent check` looks who listens.
+            tell = log.info if session.greeted else log.debug
+            tell("ztunnel disconnected", ztunnel=name, reason=str(error))
         except ProtocolError as error:
-            log.warning("disconnected a peer", ztunnel=f"pid {peer.pid}", reason=str(error))
+            log.warning("disconnected a peer", ztunnel=name, reason=str(error))
         except Exception:
             # A fault of ours on one connection must not end the others'.
-            log.exception("unexpected failure", ztunnel=f"pid {peer.pid}")
+            log.exception("unexpected failure", ztunnel=name)

@@ -28,10 +28,7 @@ MESH_POD = replace(POD, labels=AMBIENT)
             replace(POD, labels=NONE),
             LABELLED,
             Wanted.NO,
-            (
-                "namespace matches istio.io/dataplane-mode=ambient, "
-                "but the pod not istio.io/dataplane-mode!=none"
-            ),
+            "pod opted out: istio.io/dataplane-mode=none",
         ),
         (replace(MESH_POD, host_network=True), PLAIN, Wanted.NO, "uses the host's network"),
         (
