@@ -37,7 +37,8 @@ class Node:
             "pod_manifests": str(self.manifests),
             "ztunnel_uds_address": self.zds,
             "cni_agent_run_dir": str(directory / "run"),
-            "verify_interval": "60",
+            # Longer than any wait of the tests: what comes sooner, the agent has heard.
+            "verify_interval": "3600",
             **settings,
         }
         self.settings = config.load(self.flags, {})
@@ -87,7 +88,7 @@ class Node:
 
     async def ended(self) -> int:
         """Wait for the process; its exit code as `multiprocessing` has it."""
-        await eventually(lambda: not self.process.is_alive(), 10)
+        await eventually(lambda: not self.process.is_alive())
         self.process.join()
         code: int = self.process.exitcode
         self.process.close()
@@ -119,7 +120,7 @@ class Node:
             return seen[-1] is not None and condition(seen[-1])
 
         try:
-            await eventually(look, 10)
+            await eventually(look)
         except TimeoutError:
             raise AssertionError(f"{pod.name}: {seen[-1]}\n{self.log.read_text()}") from None
         assert seen[-1] is not None
@@ -143,7 +144,7 @@ class Stub:
 
     async def stop(self) -> None:
         os.kill(self._process.pid, signal.SIGTERM)
-        await eventually(lambda: not self._process.is_alive(), 10)
+        await eventually(lambda: not self._process.is_alive())
         self._process.join()
         self._process.close()
 

@@ -16,7 +16,7 @@ from nodeagent.descriptors import make_room
 from nodeagent.mesh.pod import REROUTE_VIRTUAL_INTERFACES
 from tests.agent.processes import Node
 from tests.agent.ztunnels import reconnected
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.lab.lab import Lab
 from tests.zds.model import ModelZtunnel
 
@@ -43,14 +43,14 @@ async def served(tmp_path: Path, port: int) -> AsyncIterator[Node]:
 
 
 def to_port(port: int) -> Callable[[], socket.socket]:
-    return lambda: socket.create_connection(("127.0.0.1", port), timeout=30)
+    return lambda: socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
 def to_path(path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> Callable[[], socket.socket]:
     def connect() -> socket.socket:
         client = socket.socket(socket.AF_UNIX, kind)
         client.connect(path)  # with a timeout it would not wait for room in the queue
-        client.settimeout(30)
+        client.settimeout(PATIENCE)
         return client
 
     return connect
@@ -107,7 +107,7 @@ async def test_crowds_at_every_socket(
 async def test_probes_during_a_flood(served: Node, port: int) -> None:
     """L33: while others connect as fast as they can, every probe of kubelet's is answered."""
     served.start()
-    await eventually(lambda: is_ready(port), 30)
+    await eventually(lambda: is_ready(port))
     over = threading.Event()
 
     def flood() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 _MARK = "NODEAGENT_TEST_DEMO"
 
@@ -27,13 +27,13 @@ class Demo:
     async def printed(self, text: str) -> None:
         """Wait for a line with `text`."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while text not in (line := await self.process.stdout.readline()).decode():
                 assert line, f"it ended before it printed {text!r}"
 
     async def ended(self) -> tuple[int | None, str, str]:
         """Its status, and the rest of what it wrote."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(PATIENCE):
             output, errors = await self.process.communicate()
         return self.process.returncode, output.decode(), errors.decode()
 
@@ -73,7 +73,7 @@ async def demo(tmp_path: Path) -> AsyncIterator[Demo]:
     try:
         yield started
         # Left alone, it would run for longer than that.
-        await eventually(lambda: not started.processes(), 2)
+        await eventually(lambda: not started.processes())
         # Other tests' pods are mounted here too, but not those in a directory of the demo.
         mounts = Path("/proc/self/mountinfo").read_text()
         assert "tmpfs demo" not in mounts

@@ -41,7 +41,7 @@ async def test_leftovers_stand_before_nothing(
         node.start()
         await reconnected(node, ztunnels)
         await node.until_state(web, "enrolled")
-        await eventually(lambda: bool(lines(node, "former host probe rules stay for now")), 20)
+        await eventually(lambda: bool(lines(node, "former host probe rules stay for now")))
         [said] = lines(node, "former host probe rules stay for now")
         assert "CAP_NET_RAW is missing" in said["reasons"][0]
         await until_probed(web)
@@ -52,5 +52,5 @@ async def test_leftovers_stand_before_nothing(
         node.start()
         await reconnected(node, ztunnels)
         await node.until_state(web, "enrolled")
-        await eventually(lambda: "ISTIO_POSTRT" not in legacy_rules(), 20)
+        await eventually(lambda: "ISTIO_POSTRT" not in legacy_rules())
         assert not lines(node, "former host probe rules stay for now")

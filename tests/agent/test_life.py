@@ -133,7 +133,7 @@ async def died_before(node: Node, pod: Pod, goal: str) -> bool:
             outcome.append(False)
         return bool(outcome)
 
-    await eventually(look, 10)
+    await eventually(look)
     if outcome[0]:
         await node.ended()
     return outcome[0]
@@ -218,7 +218,7 @@ async def test_pod_whose_first_look_fails_keeps_its_listeners(lab: Lab, node: No
     node.start()
     await node.until_state(web, "retrying")
     up_to_date = "ztunnel is up to date"
-    await eventually(lambda: node.log.read_text().count(up_to_date) == 2, 10)
+    await eventually(lambda: node.log.read_text().count(up_to_date) == 2)
     assert web.shell("ss -Htln") == listening
     web.shell("ip link set lo up")
     await node.until(web, lambda row: row["state"] == "enrolled")
@@ -259,11 +259,11 @@ async def test_hundred_pods_at_once(lab: Lab, node: Node, ztunnels: list[ModelZt
     before = len(descriptors(node))
     for pod in pods:
         node.write(pod)
-    await ztunnel.until(lambda: len(ztunnel.workloads) == 100, 20)
+    await ztunnel.until(lambda: len(ztunnel.workloads) == 100)
     for pod in pods:
         assert pod.run(lambda: inspect(wanted(node))) == ()
         node.delete(pod)
-    await ztunnel.until(lambda: not ztunnel.workloads, 20)
+    await ztunnel.until(lambda: not ztunnel.workloads)
     await eventually(lambda: len(descriptors(node)) == before)
 
 

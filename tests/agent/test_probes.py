@@ -7,7 +7,7 @@ import sys
 
 from tests.agent.processes import Node
 from tests.agent.ztunnels import reconnected
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.lab.apps import echo_app
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
@@ -20,7 +20,7 @@ async def probed(pod: Pod) -> list[str]:
     """Dial the pod's app from the node, in both families; return the addresses that it saw."""
     seen = []
     for address in pod.addresses:
-        async with echo_app(pod, address, 8080) as app, asyncio.timeout(5):
+        async with echo_app(pod, address, 8080) as app, asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection(str(address), 8080)
             await reader.readline()
             writer.close()

@@ -4,13 +4,13 @@ import asyncio
 import os
 
 from tests.agent.processes import Node
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.zds.model import ModelZtunnel
 
 
 async def ready(node: Node) -> None:
     """Wait until the agent listens."""
-    await eventually(lambda: os.path.exists(node.zds), 10)
+    await eventually(lambda: os.path.exists(node.zds))
 
 
 def connect(node: Node, ztunnels: list[ModelZtunnel]) -> ModelZtunnel:
@@ -21,7 +21,7 @@ def connect(node: Node, ztunnels: list[ModelZtunnel]) -> ModelZtunnel:
 
 async def reconnected(node: Node, ztunnels: list[ModelZtunnel]) -> ModelZtunnel:
     """Connect as ztunnel does: again and again until somebody listens."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 ztunnel = connect(node, ztunnels)

@@ -18,6 +18,7 @@ from tests.bench.cluster_watch import MODE
 from tests.bench.node import Node, Pod
 from tests.bench.programs import Agent
 from tests.cluster.control_plane import ControlPlane
+from tests.eventually import PATIENCE
 from tests.lab.pod import call_in_thread
 
 NAME = "bench-node"
@@ -156,7 +157,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.client.OK

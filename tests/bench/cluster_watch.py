@@ -13,8 +13,8 @@ from typing import Self
 from urllib.parse import urlencode
 
 from nodeagent.mesh.pod import REDIRECTION
-from tests.bench.programs import DEADLINE
 from tests.cluster.control_plane import ControlPlane
+from tests.eventually import PATIENCE
 
 MODE = "istio.io/dataplane-mode"
 AMBIENT = "ambient"
@@ -53,7 +53,7 @@ class Watch:
         wanted = {name: (name, key, value) for name in names}
         with self._stirred:
             if not self._stirred.wait_for(
-                lambda: self._first.keys() >= set(wanted.values()), DEADLINE
+                lambda: self._first.keys() >= set(wanted.values()), PATIENCE
             ):
                 raise RuntimeError(f"never heard that {key} is {value} everywhere")
             return {name: self._first[change] for name, change in wanted.items()}

@@ -18,9 +18,10 @@ from nodeagent.netlink import Netlink
 from nodeagent.redirect.routes import PolicyRule, parse_rule, read_rules
 from nodeagent.redirect.rules import Family
 from tests.bench.node import Node, Pod
-from tests.bench.programs import DEADLINE, Agent
+from tests.bench.programs import Agent
 from tests.bench.report import Figure, median, milliseconds, percentile99
 from tests.bench.ztunnel import PlainZtunnel
+from tests.eventually import PATIENCE
 from tests.lab.pod import call_in_thread
 
 T = TypeVar("T")
@@ -153,7 +154,7 @@ def _measured(damage: Callable[[], object], right: Callable[[], bool]) -> Mend:
     slipped = 0
     while not right():
         slipped += 1
-        if time.perf_counter() - started > DEADLINE:
+        if time.perf_counter() - started > PATIENCE:
             raise RuntimeError("never mended")
     return Mend(time.perf_counter() - started, slipped)
 

@@ -12,9 +12,8 @@ from typing import Self
 
 from nodeagent.config import SETTINGS
 from tests.bench.node import Node
+from tests.eventually import PATIENCE
 
-DEADLINE = 20.0
-"""Seconds; only a fault takes so long."""
 _REST = 0.1
 """Seconds, ten ticks of a process's clock, in which one that has nothing to do does nothing."""
 
@@ -53,7 +52,7 @@ class Program:
 
     def until(self, condition: Callable[[], bool], what: str, *, every: float = 0.002) -> None:
         """Wait for `condition`. Raises ``RuntimeError`` with the log's end if it stays away."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + PATIENCE
         while not condition():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"no {what}; the log ends:\n{self.last_words()}")
@@ -66,7 +65,7 @@ class Program:
 
     def settled(self) -> Footprint:
         """What it holds once it has come to rest: every new pod is looked at once more."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + PATIENCE
         used = None
         while used != self.processor_time():
             if time.monotonic() > deadline:
@@ -105,7 +104,7 @@ class Program:
     ) -> None:
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(DEADLINE)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from nodeagent.zds import zds_pb2 as pb
-from tests.bench.programs import DEADLINE, Agent, Program
+from tests.bench.programs import Agent, Program
+from tests.eventually import PATIENCE
 
 _HELLO = pb.ZdsHello(version=pb.V1).SerializeToString()
 _OK = pb.WorkloadResponse(ack=pb.Ack()).SerializeToString()
@@ -62,7 +63,7 @@ class PlainZtunnel:
 
     def _until(self, condition: Callable[[], bool]) -> None:
         with self._stirred:
-            if not self._stirred.wait_for(condition, DEADLINE):
+            if not self._stirred.wait_for(condition, PATIENCE):
                 raise RuntimeError(f"nothing from the agent; its log:\n{self._agent.last_words()}")
 
     def _answer(self) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from tests.eventually import PATIENCE
+
 Object = dict[str, Any]
 
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 APPLY = "application/apply-patch+yaml"
-_TIMEOUT = 30.0
 
 
 class AnswerError(Exception):
@@ -188,7 +189,7 @@ class Client:
     ) -> tuple[int, bytes]:
         if self._connection is None:
             self._connection = http.client.HTTPSConnection(
-                self._host, timeout=_TIMEOUT, context=self._tls
+                self._host, timeout=PATIENCE, context=self._tls
             )
         self._connection.request(method, target, text, headers)
         with self._connection.getresponse() as response:

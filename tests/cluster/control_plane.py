@@ -19,11 +19,9 @@ from typing import Self
 
 from tests.cluster.binaries import Binaries
 from tests.cluster.client import AnswerError, Client, Object
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 _LOOPBACK = "127.0.0.1"
-_START_TIMEOUT = 45.0
-_STOP_TIMEOUT = 10.0
 _ISSUER = "https://kubernetes.default.svc"
 _SUBJECT_NAMES = f"subjectAltName=IP:{_LOOPBACK},DNS:localhost,DNS:kubernetes.default.svc"
 
@@ -56,7 +54,7 @@ class ControlPlane:
             self.admin = Client(self.url, self.ca, self.admin_token)
             self._start_etcd(peer_port)
             self._start_apiserver()
-            deadline = time.monotonic() + _START_TIMEOUT
+            deadline = time.monotonic() + PATIENCE
             while not self._ready(deadline):
                 time.sleep(0.02)
             # The server itself makes this namespace, a moment after it is ready.
@@ -92,12 +90,12 @@ class ControlPlane:
         self.admin.close()
         (self._apiserver.kill if kill else self._apiserver.terminate)()
         process = self._apiserver
-        await eventually(lambda: process.poll() is not None, _STOP_TIMEOUT)
+        await eventually(lambda: process.poll() is not None)
 
     async def start(self) -> None:
         """Start the API server again, at the same address; returns when it is ready."""
         self._start_apiserver()
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         while not self._ready(deadline):  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.02)
 
@@ -173,7 +171,7 @@ class ControlPlane:
             f"--initial-cluster=default={peers}",
             "--log-level=warn",
         )
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         _wait_for(lambda: socket.create_connection((_LOOPBACK, self._etcd_port)).close(), deadline)
 
     def _start_apiserver(self) -> None:

@@ -51,10 +51,10 @@ class Told:
     def names(self) -> list[str]:
         return sorted(pod.name for pod in self.pods.values())
 
-    async def has(self, *names: str, seconds: float = 10) -> None:
+    async def has(self, *names: str) -> None:
         """Wait until these are the pods."""
         try:
-            await eventually(lambda: self.names() == sorted(names), seconds)
+            await eventually(lambda: self.names() == sorted(names))
         except TimeoutError:
             raise AssertionError(f"{self.names()}, not {sorted(names)}") from None
 
@@ -88,7 +88,7 @@ async def following(
         task = asyncio.create_task(follow(api), name="following")
         try:
             if synced:
-                await eventually(lambda: told.synced or task.done(), 20)
+                await eventually(lambda: told.synced or task.done())
             yield told
         finally:
             task.cancel()

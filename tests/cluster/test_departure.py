@@ -14,7 +14,7 @@ from nodeagent.cluster.departure import Departure
 from tests.cluster.client import Client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import FaultProxy
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 LINUX = {"kubernetes.io/os": "linux"}
 
@@ -175,7 +175,7 @@ async def test_permissions_go_with_the_daemonset(
     proxy.answer(403, times=10**9)
     assert not await departure.for_good()
     installed.admin.delete(f"{installed.daemonsets}/doomed")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await departure.for_good():  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.01)
     following.cancel()
@@ -196,7 +196,7 @@ async def test_daemonset_that_came_back_is_no_end(
     await eventually(lambda: proxy.watched("daemonsets"))
     installed.admin.delete(f"{installed.daemonsets}/agent")
     proxy.answer(500, times=10**9)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await departure.for_good():  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.01)
         installed.own("agent", installed.make_daemonset("agent"))

@@ -63,7 +63,7 @@ async def taken(deployed: ControlPlane, namespace: str, node_name: str) -> Async
     """Once the server has heard of the policy: a moment after it was made."""
     made = Taken(deployed, namespace, node_name)
     body = {"metadata": {"annotations": {REDIRECTION: "pending"}}}
-    await eventually(lambda: made.is_refused(f"{made.pods}/other/status", body), 30)
+    await eventually(lambda: made.is_refused(f"{made.pods}/other/status", body))
     yield made
     made.agent.close()
 
@@ -78,7 +78,7 @@ async def with_taint(taken: Taken, tmp_path: Path) -> AsyncIterator[Taken]:
     apply(taken.admin, build(tmp_path))
     node = f"/api/v1/nodes/{taken.other_node}"
     body = {"metadata": {"labels": {"a": "b"}}}
-    await eventually(lambda: taken.is_refused(node, body), 30)
+    await eventually(lambda: taken.is_refused(node, body))
     yield taken
     taken.admin.delete(BINDING)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.client import AnswerError
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import FaultProxy
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 
 class User:
@@ -23,7 +23,7 @@ class User:
             proxy.url,
             connector=aiohttp.TCPConnector(ssl=tls),
             headers={"Authorization": f"Bearer {control_plane.admin_token}"},
-            timeout=aiohttp.ClientTimeout(total=5),
+            timeout=aiohttp.ClientTimeout(total=PATIENCE),
         )
 
     async def get(self, path: str) -> tuple[int, str]:

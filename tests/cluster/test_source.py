@@ -12,7 +12,7 @@ from nodeagent.mesh.pod import Namespace, PodUID
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.following import connected, following
 from tests.cluster.proxy import FaultProxy
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 
 async def test_life_of_a_pod(
@@ -169,7 +169,7 @@ async def test_pod_that_was_asked_for_only(
 
 
 async def until_synced(events: AsyncIterator[PodEvent]) -> AsyncIterator[PodEvent]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         async for event in events:
             yield event
             if event == Synced():

@@ -75,7 +75,7 @@ async def reporting(api: ApiServer) -> AsyncIterator[KubernetesStatus]:
 
 
 async def delivered(status: KubernetesStatus) -> None:
-    await eventually(lambda: status.undelivered == 0, 10)
+    await eventually(lambda: status.undelivered == 0)
 
 
 async def test_each_change_costs_one_request(api: ApiServer, proxy: FaultProxy, shop: Shop) -> None:
@@ -360,7 +360,7 @@ async def test_events_never_hold_up_annotations(
         for pod in pods:
             status.unprotected(pod)
             status.report(pod, ENABLED)
-        await eventually(lambda: status.undelivered == 0, 2)
+        await eventually(lambda: status.undelivered == 0)
         assert {shop.annotation(pod.name) for pod in pods} == {"enabled"}
         assert shop.events() == []
 

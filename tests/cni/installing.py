@@ -17,7 +17,7 @@ import pytest
 from nodeagent.cni.installer import Installer
 from nodeagent.cni.loading import Loading
 from nodeagent.cni.plan import Placement
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 CORPUS = Path(__file__).parent / "corpus"
 OWN = "02-istio-cni.conflist"
@@ -71,9 +71,9 @@ class Node:
         except FileNotFoundError:
             return []
 
-    async def chained(self, name: str = OWN, seconds: float = 5) -> None:
+    async def chained(self, name: str = OWN) -> None:
         """Wait until the list ends with our entry."""
-        await eventually(lambda: self.types(name)[-1:] == ["nodeagent"], seconds)
+        await eventually(lambda: self.types(name)[-1:] == ["nodeagent"])
 
     def installer(self, **settings: Any) -> Installer:
         """Make an installer for it; `settings` are its own, or those of its placement."""
@@ -129,7 +129,7 @@ class Looks:
 
 async def installed(installer: Installer) -> None:
     """Wait until it has installed."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await installer.installed.wait()
 
 

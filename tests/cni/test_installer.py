@@ -16,7 +16,7 @@ from nodeagent.cni import installer as module
 from nodeagent.cni.plan import plan
 from nodeagent.cni.reverting import Brake
 from tests.cni.installing import CORPUS, ENTRY, OWN, Looks, Node, installed, put, said
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 FLANNEL = "10-flannel.conflist"
 
@@ -80,7 +80,7 @@ async def test_whole_again_at_once(node: Node, own_file: str | None) -> None:
         await installed(installer)
         whole = (node.net / target).read_bytes()
         put(node.net / target, (CORPUS / FLANNEL).read_bytes())
-        await eventually(lambda: (node.net / target).read_bytes() == whole, 1)
+        await eventually(lambda: (node.net / target).read_bytes() == whole)
 
 
 async def test_deleted_own_file_comes_back(node: Node) -> None:
@@ -89,7 +89,7 @@ async def test_deleted_own_file_comes_back(node: Node) -> None:
     async with node.installing() as installer:
         await installed(installer)
         (node.net / OWN).unlink()
-        await node.chained(seconds=1)
+        await node.chained()
 
 
 async def test_edited_entry_is_put_right(node: Node) -> None:
@@ -99,7 +99,7 @@ async def test_edited_entry_is_put_right(node: Node) -> None:
         await installed(installer)
         whole = (node.net / OWN).read_bytes()
         put(node.net / OWN, whole.replace(b"pluginevent", b"elsewhere"))
-        await eventually(lambda: (node.net / OWN).read_bytes() == whole, 1)
+        await eventually(lambda: (node.net / OWN).read_bytes() == whole)
 
 
 @pytest.mark.parametrize("harm", ["deleted", "changed", "not executable", "link"])
@@ -139,7 +139,7 @@ async def test_in_step_with_the_primary(node: Node) -> None:
         async with node.installing() as installer:
             await installed(installer)
             put(primary, primary.read_bytes().replace(b'"hairpinMode": true', b'"mtu": 1400'))
-            await eventually(lambda: b'"mtu": 1400' in (node.net / OWN).read_bytes(), 1)
+            await eventually(lambda: b'"mtu": 1400' in (node.net / OWN).read_bytes())
     assert node.types(OWN) == ["flannel", "portmap", "nodeagent"]
     assert not said(log, "put back")()
 
@@ -315,7 +315,7 @@ async def test_stops_only_when_its_hands_are_still(
 
     def slow_plan(*args: Any) -> Any:
         begun.set()
-        may_go_on.wait(5)
+        may_go_on.wait(PATIENCE)
         return plan(*args)
 
     monkeypatch.setattr("nodeagent.cni.installer.plan", slow_plan)
@@ -324,7 +324,7 @@ async def test_stops_only_when_its_hands_are_still(
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=0.1)
     may_go_on.set()
-    await asyncio.wait([task], timeout=5)
+    await asyncio.wait([task], timeout=PATIENCE)
     assert not done
     assert task.cancelled()
     assert node.types(OWN)[-1:] == ["nodeagent"]

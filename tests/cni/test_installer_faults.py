@@ -75,8 +75,8 @@ async def test_directories_behind_links_that_turn(node: Node) -> None:
         assert (node.root / "releases/bin/nodeagent").exists()
         (node.root / "new").symlink_to("/releases/two")
         (node.root / "new").rename(node.root / "current")
-        await eventually((node.root / "releases/two/bin/nodeagent").exists, 2)
-        await eventually((node.root / "releases/two/net.d" / OWN).exists, 2)
+        await eventually((node.root / "releases/two/bin/nodeagent").exists)
+        await eventually((node.root / "releases/two/net.d" / OWN).exists)
 
 
 async def test_not_a_directory(node: Node) -> None:

@@ -20,6 +20,7 @@ from nodeagent.cni.json_text import DEPTH, MOST_MEMBERS, MOST_VALUES, decoded, m
 from nodeagent.cni.request import Environment, Request
 from tests.cni.container_runtime import serving
 from tests.cni.test_request import either
+from tests.eventually import PATIENCE
 
 ODD_NUMBERS = [
     "0",
@@ -226,7 +227,7 @@ async def test_server_answers_with_a_cni_error(
 ) -> None:
     """Over the socket, too: an error of CNI's, and no fault of ours in the log."""
     with structlog.testing.capture_logs() as logged:
-        async with serving(tmp_path) as runtime, asyncio.timeout(30):
+        async with serving(tmp_path) as runtime, asyncio.timeout(PATIENCE):
             reply = await runtime.post("/cni", body)
             assert reply.code in set(Code)
     assert [line["event"] for line in logged] == ["plugin request failed"]
@@ -246,7 +247,7 @@ async def test_server_refuses_what_istios_plugin_never_sends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, sock: str, body: bytes
 ) -> None:
     """The same for the two requests of Istio's plugin: a text, and no fault in the log."""
-    async with serving(tmp_path) as runtime, asyncio.timeout(30):
+    async with serving(tmp_path) as runtime, asyncio.timeout(PATIENCE):
         reply = await runtime.post(path, body, sock=sock)
         assert not reply.success
     assert caplog.text == "", "aiohttp has had no exception of ours"

@@ -13,7 +13,7 @@ from nodeagent.mesh.pod import PodUID
 from nodeagent.mesh.workload import State
 from tests.cni.container_runtime import Reply, Runtime, body, connected, serving
 from tests.cni.test_server import TRY_AGAIN, known, until_handed_over
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.mesh.node import Node
 from tests.mesh.test_reconciler import SHOP, a_pod
 
@@ -311,7 +311,7 @@ async def test_peer_that_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
             with connected(str(tmp_path / name)) as peer:
                 peer.setblocking(False)
                 loop = asyncio.get_running_loop()
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE):
                     assert await loop.sock_recv(peer, 1) == b""
         assert runtime.on.node.steps == []
 
@@ -323,7 +323,7 @@ async def test_request_that_does_not_end(tmp_path: Path, monkeypatch: pytest.Mon
         with connected(str(tmp_path / "pluginevent.sock")) as peer:
             peer.sendall(b"POST /cni HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
             peer.setblocking(False)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 answer = await asyncio.get_running_loop().sock_recv(peer, 4096)
         assert b"was not complete" in answer
 

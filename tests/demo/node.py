@@ -13,7 +13,8 @@ import nftables
 
 from nodeagent.admin.client import NoAgentError, fetch_workloads
 from nodeagent.redirect.nftables import TABLE_NAMES
-from tests.demo.programs import DEADLINE, Line, Log, Program, answer_of, started
+from tests.demo.programs import Line, Log, Program, answer_of, started
+from tests.eventually import PATIENCE
 from tests.lab.apps import App, echo_app
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
@@ -116,7 +117,7 @@ class Node:
         """Wait until the agent says so of each pod; what it said last, in time or not."""
         seen: dict[str, str] = {}
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(PATIENCE):
                 while not wanted.items() <= seen.items():
                     await asyncio.sleep(0.005)
                     with contextlib.suppress(NoAgentError):

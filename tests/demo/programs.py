@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from nodeagent.config import SETTINGS
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 Line = Mapping[str, Any]
 """One line of a program's log."""
 
-DEADLINE = 10.0
 """Seconds for a program to start or to end; a busy machine needs one."""
 
 
@@ -54,7 +53,7 @@ class Program:
     async def ready(self, socket: str, url: str) -> None:
         """Wait until GET `url` on the Unix socket is answered with 200. Raises `ProgramError`."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(PATIENCE):
                 while not await _answers_200(socket, url):
                     if self._process.returncode is not None:
                         break
@@ -68,7 +67,7 @@ class Program:
         if self._process.returncode is None:
             self._process.send_signal(number)
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(PATIENCE):
                 return await self._process.wait()
         except TimeoutError:
             self._process.kill()
@@ -114,7 +113,7 @@ async def answer_of(*arguments: str) -> str:
     return output.decode()
 
 
-async def settled(condition: Callable[[], bool], seconds: float = DEADLINE) -> bool:
+async def settled(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
     """Wait until `condition` holds; whether it did in time."""
     try:
         await eventually(condition, seconds)

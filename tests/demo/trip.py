@@ -13,7 +13,6 @@ from tests.lab.pod import Pod
 OUTBOUND = "redirect to :15001"
 INBOUND = "redirect to :15006"
 
-_STUB_DEADLINE = 3.0
 """Seconds; the stub writes its line when the connection ends."""
 
 
@@ -64,7 +63,7 @@ async def travel(node: Node, source: Pod, address: IPAddress, *, lines: int) -> 
     async with conversation(source, address, PORT) as talk:
         await talk.echo("hello")
         client, seen = talk.local, (str(talk.source), int(talk.greeting[2]))
-    await settled(lambda: len(node.connections()) >= written + lines, _STUB_DEADLINE)
+    await settled(lambda: len(node.connections()) >= written + lines)
     return Trip(
         client=client,
         seen=seen,

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-from tests.lab.apps import DEADLINE, IPAddress, family_of
+from tests.eventually import PATIENCE
+from tests.lab.apps import IPAddress, family_of
 from tests.lab.pod import Pod
 
 MARK = 0x539
@@ -104,7 +105,7 @@ async def udp_ask(
         anywhere = "::" if address.version == 6 else "0.0.0.0"
         sock.bind((str(source or anywhere), source_port))
         sock.connect((str(address), port))
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             await loop.sock_sendall(sock, b"query")
             return (await loop.sock_recv(sock, 512)).decode()
 
@@ -123,7 +124,7 @@ async def _listening(pod: Pod, version: int, port: int, serve: _Serve) -> AsyncI
         stand_in.destinations.append(destination)
         # The client notices whatever goes wrong here.
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(PATIENCE):
                 await serve(reader, writer, destination)
         writer.close()
 

@@ -13,9 +13,10 @@ from nodeagent.netlink import Netlink
 from nodeagent.redirect.backend import Backend, Backends
 from nodeagent.redirect.iptables_programs import Variant
 from nodeagent.redirect.reply_path import add_entry, plan
+from tests.eventually import PATIENCE
 from tests.kernel.spec import PROBE_V4, PROBE_V6, spec
 from tests.kernel.standin import MARK, udp_ask, udp_server
-from tests.lab.apps import DEADLINE, IPAddress, ask, conversation, echo_app, family_of
+from tests.lab.apps import IPAddress, ask, conversation, echo_app, family_of
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 
@@ -160,7 +161,7 @@ async def test_replies_to_a_connection_from_the_clients_address(node: Node, vers
         sock.setsockopt(*IP_TRANSPARENT[version], 1)
         sock.bind((str(client), 0))
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             await loop.sock_connect(sock, (str(of(node.pod, version)), 8080))
             greeting = await loop.sock_recv(sock, 100)
     name, seen = greeting.decode().split()[:2]

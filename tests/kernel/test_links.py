@@ -11,6 +11,7 @@ import pytest
 
 from nodeagent.folder_watch import FolderLostError, FolderWatch
 from nodeagent.links import follow
+from tests.eventually import PATIENCE
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def turn(link: Path, target: str) -> None:
 
 async def lost(watch: FolderWatch) -> None:
     """Wait until the folder is not at its path any more."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(FolderLostError):
             while True:
                 await watch.changed()

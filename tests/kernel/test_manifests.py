@@ -24,7 +24,7 @@ from nodeagent.cluster.source import (
 )
 from nodeagent.folder_watch import FolderLostError, FolderWatch
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 
 def pod(name: str, address: str = "10.0.0.1", uid: str = "", namespace: str = "demo") -> str:
@@ -60,7 +60,7 @@ class Listener:
                     self._news.notify_all()
 
     async def until(self, true: Callable[[], object]) -> None:
-        async with asyncio.timeout(10), self._news:
+        async with asyncio.timeout(PATIENCE), self._news:
             await self._news.wait_for(lambda: bool(true()))
 
     def _take(self, event: PodEvent) -> None:

@@ -12,8 +12,9 @@ import pytest
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.redirect.probes import HostProbes
+from tests.eventually import PATIENCE
 from tests.kernel.host import PROBE_V4, PROBE_V6, TABLE, Host, enrolled, probes_of
-from tests.lab.apps import DEADLINE, IPAddress, ask, echo_app, family_of
+from tests.lab.apps import IPAddress, ask, echo_app, family_of
 from tests.lab.lab import Lab, ip_batch
 from tests.lab.pod import Pod
 
@@ -58,7 +59,7 @@ def gateway(lab: Lab, version: int) -> IPAddress:
 
 async def probed_from(target: IPAddress) -> IPAddress:
     """Connect from the host, as kubelet does; return the source that the app saw."""
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection(str(target), APP)
         try:
             seen = (await reader.readuntil()).decode().split()[1]
@@ -120,7 +121,7 @@ async def test_datagrams_are_not_probes(
     ):
         server.bind((str(target), 53))
         client.sendto(b"ping", (str(target), 53))
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             _, peer = await loop.sock_recvfrom(server, 16)
     assert ip_address(peer[0]) == gateway(lab, version)
 

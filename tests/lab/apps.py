@@ -7,12 +7,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from tests.eventually import PATIENCE
 from tests.lab.pod import Pod
 
 IPAddress = IPv4Address | IPv6Address
-
-DEADLINE = 5.0
-"""Seconds; only a lost packet takes so long."""
 
 
 @dataclass
@@ -73,7 +71,7 @@ class Conversation:
 
     async def echo(self, text: str) -> str:
         """Send a line and return what comes back."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             self.writer.write(text.encode() + b"\n")
             return (await self.reader.readuntil()).decode().rstrip("\n")
 
@@ -108,14 +106,14 @@ async def conversation(
     try:
         if source is not None:
             sock.bind((str(source), 0))
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
             reader, writer = await asyncio.open_connection(sock=sock)
     except BaseException:
         sock.close()
         raise
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             greeting = (await reader.readuntil()).decode().split()
         yield Conversation(reader, writer, tuple(greeting))
     finally:

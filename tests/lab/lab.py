@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from nodeagent import kernel
+from tests.eventually import PATIENCE
 from tests.lab.pod import Pod, call_in_thread
 
 _MS_BIND = 0x1000
@@ -128,7 +129,7 @@ def ip_batch(*commands: str) -> None:
 
 def _await_forwarding(link: str) -> None:
     """Until then the bridge drops what comes in, and a lost neighbour request costs a second."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     show = ["bridge", "link", "show", "dev", link]
     while b"state forwarding" not in subprocess.run(show, capture_output=True, check=True).stdout:
         if time.monotonic() > deadline:

@@ -14,7 +14,7 @@ from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
 from nodeagent.mesh.workload import Redirection, State, Workload
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 
 
 @dataclass(eq=False)
@@ -234,7 +234,7 @@ class Bench:
 
     async def settled(self) -> None:
         """Wait until nothing is due before the next verification."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             quiet = 0
             while quiet < 20:
                 await asyncio.sleep(0.001)

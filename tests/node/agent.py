@@ -10,10 +10,7 @@ from typing import Any
 
 from nodeagent import config
 from tests.agent.processes import Node
-from tests.eventually import eventually
-
-_READY = 20.0
-"""Seconds; the Kubernetes library alone takes one of them on a busy machine."""
+from tests.eventually import PATIENCE, eventually
 
 
 class AgentProcess(Node):
@@ -32,7 +29,7 @@ class AgentProcess(Node):
     async def until_ready(self) -> None:
         """Wait until kubelet would send it traffic."""
         try:
-            async with asyncio.timeout(_READY):
+            async with asyncio.timeout(PATIENCE):
                 while self.readyz() != http.client.OK:
                     assert self.process.is_alive()
                     await asyncio.sleep(0.01)
@@ -41,7 +38,7 @@ class AgentProcess(Node):
 
     def readyz(self) -> int | None:
         """The status with which it answers kubelet's readiness probe; None: it does not."""
-        connection = http.client.HTTPConnection(self.flags["readiness_address"], timeout=5)
+        connection = http.client.HTTPConnection(self.flags["readiness_address"], timeout=PATIENCE)
         try:
             connection.request("GET", "/readyz")
             return connection.getresponse().status
@@ -59,7 +56,7 @@ class AgentProcess(Node):
         old: Any = self.process
         os.kill(old.pid, signal.SIGTERM)
         self.start()
-        await eventually(lambda: not old.is_alive(), 10)
+        await eventually(lambda: not old.is_alive())
         old.join()
         assert old.exitcode == 0
         old.close()

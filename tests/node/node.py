@@ -18,7 +18,7 @@ from tests.cluster.client import AnswerError, Object
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import ACCOUNT, NAMESPACE
 from tests.cluster.proxy import FaultProxy
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.node.agent import AgentProcess
 from tests.node.pod import Pod
 from tests.runtime.containerd import Containerd
@@ -29,7 +29,6 @@ LINUX = {"kubernetes.io/os": "linux"}
 WAITS = "This pod waits for it"
 """Of the agent, says the plugin's binary to kubelet where there is none."""
 _numbers = itertools.count(1)
-_DEADLINE = 15.0
 
 
 class Node:
@@ -99,7 +98,7 @@ class Node:
 
     async def until_chained(self) -> None:
         """Wait until the runtime has read a configuration with our plugin in it."""
-        async with asyncio.timeout(_DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             while not await self._is_chained():  # noqa: ASYNC110 - nothing tells us
                 await asyncio.sleep(0.01)
 
@@ -169,7 +168,7 @@ class Node:
         Raises ``grpc.aio.AioRpcError`` where the chain refuses.
         """
         namespace = namespace or self.shop
-        sandbox = await self.containerd.run_sandbox(name, namespace, known_as or uid, timeout=60)
+        sandbox = await self.containerd.run_sandbox(name, namespace, known_as or uid)
         return Pod(
             name=name,
             namespace=namespace,
@@ -201,7 +200,7 @@ class Node:
 
     async def again(self, name: str, uid: str) -> Pod:
         """Try to make the sandbox until it is there, as kubelet does."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     return await self.sandbox(name, uid)
@@ -297,7 +296,7 @@ class Node:
 
     async def _wait(self, condition: Callable[[], bool], seen: Callable[[], str]) -> None:
         try:
-            await eventually(condition, _DEADLINE)
+            await eventually(condition)
         except TimeoutError:
             raise AssertionError(f"{seen()}\n{self.agent.log.read_text()}") from None
 
@@ -305,7 +304,7 @@ class Node:
         # What the runtime says of itself has its CNI configuration in it.
         async with grpc.aio.insecure_channel(f"unix:{self.containerd.endpoint}") as channel:
             call = channel.unary_unary("/runtime.v1.RuntimeService/Status")
-            answer: bytes = await call(b"\x08\x01", timeout=10)  # verbose
+            answer: bytes = await call(b"\x08\x01", timeout=PATIENCE)  # verbose
             return b'\\"type\\":\\"nodeagent\\"' in answer.replace(b" ", b"")
 
 

@@ -115,7 +115,7 @@ async def test_ztunnel_is_rolled(node: Node) -> None:
     client, server = await node.run("client"), await node.run("server", labels=OUTSIDE)
     async with undisturbed(node, client, server):
         node.start_ztunnel()
-        await eventually(lambda: client.listeners(OUTBOUND) == 2, 10)
+        await eventually(lambda: client.listeners(OUTBOUND) == 2)
         late = await node.run("late")
         async with undisturbed(node, late, client):
             await node.stop_ztunnel(old)

@@ -76,7 +76,7 @@ async def test_pod_that_slipped_by(node: Node) -> None:
     await node.start_agent()
     await node.until_annotated(early, "enabled")
     assert await through(early, server)
-    await eventually(lambda: node.events("EnrolledLate") == ["early"], 10)
+    await eventually(lambda: node.events("EnrolledLate") == ["early"])
     late = await node.run("late")
     await node.until_annotated(late, "enabled")
     await node.agent.stop()
@@ -105,7 +105,7 @@ async def test_fresh_node_and_reboot(node: Node) -> None:
     assert WAITS in await node.refused("web", web.uid)
     node.agent.start()
     node.start_ztunnel()
-    await eventually(lambda: node.agent.readyz() == 503, 20)
+    await eventually(lambda: node.agent.readyz() == 503)
     waiting = [asyncio.create_task(node.again(pod.name, pod.uid)) for pod in (web, server)]
     await node.sandbox("log", "uid-log", namespace="kube-system")
     assert not any(task.done() for task in waiting)
@@ -129,14 +129,14 @@ async def test_startup_taint(node: Node) -> None:
     primary = next(node.containerd.net_dir.iterdir())
     primary.rename(aside := primary.with_suffix(".aside"))
     node.agent.start()
-    await eventually(lambda: node.agent.said("has written its configuration yet"), 20)
+    await eventually(lambda: node.agent.said("has written its configuration yet"))
     # All that it does when only the plugin is missing comes before the answer to this.
-    await eventually(lambda: node.agent.said('"event": "ready"'), 20)
+    await eventually(lambda: node.agent.said('"event": "ready"'))
     node.label(early, {MODE: None})
     await node.until_annotated(early, None)
     assert TAINT["key"] in taints()
     aside.rename(primary)
-    await eventually(lambda: TAINT["key"] not in taints(), 20)
+    await eventually(lambda: TAINT["key"] not in taints())
     assert node.chain()[-1] == "nodeagent"
     assert OTHER["key"] in taints()
 

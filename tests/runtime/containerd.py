@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.runtime import image
 from tests.runtime.sandboxes import Sandboxes
 
@@ -129,7 +129,7 @@ class Containerd(Sandboxes):
                 "containerd", "--config", str(self._config), stdout=log, stderr=log
             )
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while not await self.network_ready():
                     await self._pause()
                 if not await self.has_image():

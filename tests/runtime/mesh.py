@@ -13,7 +13,7 @@ from nodeagent.config import Settings
 from nodeagent.mesh.pod import IPAddress
 from tests.agent.processes import AMBIENT, Node, Stub
 from tests.capabilities import granted
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.runtime.containerd import Containerd
 
 OUTSIDE: Mapping[str, str] = {}
@@ -42,7 +42,7 @@ class MeshNode:
     async def start_agent(self) -> None:
         """Start the agent; returns when the runtime has it in its chain."""
         self.agent.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while b'\\"type\\":\\"nodeagent\\"' not in (await self._chain()).replace(b" ", b""):
                 assert self.agent.process.is_alive(), self.agent.log.read_text()
                 await asyncio.sleep(0.01)
@@ -57,7 +57,7 @@ class MeshNode:
     ) -> str:
         """Have kubelet hear of a pod, and make its sandbox. Returns the sandbox's id."""
         self.know(name, namespace, labels)
-        return await self.containerd.run_sandbox(name, namespace, f"uid-{name}", timeout=60)
+        return await self.containerd.run_sandbox(name, namespace, f"uid-{name}")
 
     def know(self, name: str, namespace: str = "shop", labels: Mapping[str, str] = AMBIENT) -> None:
         metadata = {
@@ -80,7 +80,7 @@ class MeshNode:
 
     async def run_until_it_starts(self, name: str) -> str:
         """Try again as kubelet does."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     return await self.run(name)
@@ -93,7 +93,7 @@ class MeshNode:
 
     async def dial(self, sandbox: str, address: IPAddress) -> None:
         """Connect from a new process in the pod, once the server is there."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 with contextlib.suppress(AssertionError):
                     await self.containerd.dial(sandbox, address, 80)
@@ -110,7 +110,7 @@ class MeshNode:
             row = self.row(name)
             return row is None or row["netns"] is None
 
-        await eventually(let_go, 10)
+        await eventually(let_go)
 
     async def close(self) -> None:
         """End it all; with the agent still there, the pods end quickly."""
@@ -125,7 +125,7 @@ class MeshNode:
         """What the runtime says of itself, its CNI configuration included."""
         async with grpc.aio.insecure_channel(f"unix:{self.containerd.endpoint}") as channel:
             call = channel.unary_unary("/runtime.v1.RuntimeService/Status")
-            answer: bytes = await call(b"\x08\x01", timeout=10)  # verbose
+            answer: bytes = await call(b"\x08\x01", timeout=PATIENCE)  # verbose
             return answer
 
 

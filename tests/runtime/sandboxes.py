@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from nodeagent.mesh.pod import IPAddress
+from tests.eventually import PATIENCE
 from tests.runtime import image, kubelet_pb2
 
 M = TypeVar("M", bound=Message)
@@ -40,7 +41,7 @@ class Sandboxes:
         annotations: Mapping[str, str] | None = None,
         *,
         host_network: bool = False,
-        timeout: float = 20,  # noqa: ASYNC109 - the call's own deadline
+        timeout: float = PATIENCE,  # noqa: ASYNC109 - the call's own deadline
     ) -> str:
         """Make a sandbox, its network by the CNI chain. Returns its id.
 
@@ -132,7 +133,7 @@ class Sandboxes:
     async def exit_code(self, container: str) -> int:
         """Wait until the container has ended by itself."""
         request = kubelet_pb2.ContainerRequest(container_id=container)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 answer = await self._call(
                     "ContainerStatus", request, kubelet_pb2.ContainerStatusResponse
@@ -205,7 +206,7 @@ class Sandboxes:
         method: str,
         request: Message,
         answer: type[M],
-        timeout: float = 20,  # noqa: ASYNC109 - the call's own deadline
+        timeout: float = PATIENCE,  # noqa: ASYNC109 - the call's own deadline
         service: str = "RuntimeService",
     ) -> M:
         # A channel for each call: the tests' event loops come and go.

@@ -67,7 +67,7 @@ async def test_agent_killed_in_the_middle(node: MeshNode) -> None:
     """An ADD whose agent dies is refused, never let through; the next one succeeds."""
     server = await node.server()
     refused = asyncio.create_task(node.refused("web"))
-    await eventually(lambda: (row := node.row("web")) is not None and row["state"] == "pending", 20)
+    await eventually(lambda: (row := node.row("web")) is not None and row["state"] == "pending")
     await node.agent.kill()
     assert "look at the agent's pod" in await refused
     await node.start_agent()

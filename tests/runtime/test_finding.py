@@ -18,6 +18,7 @@ from nodeagent.netns.namespace import NetnsId
 from nodeagent.netns.procfs import Processes
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.netns.verify import Verifier, host_namespaces
+from tests.eventually import PATIENCE
 from tests.runtime.containerd import Containerd
 
 UID = "2c48913c-b29f-11e7-9350-020968147796"
@@ -166,7 +167,7 @@ async def test_runtime_goes_and_comes(
     both = Namespaces(verifier, RuntimeSandboxes(runtime), Processes(""), prefix="")
     assert await found_in(both, pod) == expected
     await containerd.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(RetryError):
                 assert await asked_alone() == expected

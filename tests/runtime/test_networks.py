@@ -14,7 +14,7 @@ from nodeagent.cni import loading
 from nodeagent.cni.binary import packaged_binary
 from nodeagent.cni.installer import Installer
 from nodeagent.cni.plan import Placement
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.runtime.containerd import NETWORK, Containerd
 
 OWN = "02-istio-cni.conflist"
@@ -36,7 +36,7 @@ async def runtime(pod_image: Path, request: pytest.FixtureRequest) -> AsyncItera
 
 async def until_loaded(runtime: Containerd, text: str) -> None:
     """Wait until containerd says `text` of the configurations that it has loaded."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while True:
             if text in await runtime.cni_configuration():
                 return
@@ -56,7 +56,7 @@ async def installed(runtime: Containerd) -> AsyncIterator[None]:
     )
     task = asyncio.create_task(installer.run(), name="installer")
     try:
-        await asyncio.wait_for(installer.installed.wait(), 20)
+        await asyncio.wait_for(installer.installed.wait(), PATIENCE)
         await until_loaded(runtime, '\\"type\\":\\"nodeagent\\"')
         yield
     finally:
@@ -126,7 +126,7 @@ async def test_runtime_is_asked_again(runtime: Containerd, monkeypatch: pytest.M
         assert not (runtime.net_dir / OWN).exists()
         runtime.reconfigure(networks=1)
         await runtime.restart()
-        await eventually((runtime.net_dir / OWN).exists, 20)
+        await eventually((runtime.net_dir / OWN).exists)
         runtime.reconfigure(networks=0)
         await runtime.restart()
-        await eventually(lambda: not (runtime.net_dir / OWN).exists(), 20)
+        await eventually(lambda: not (runtime.net_dir / OWN).exists())

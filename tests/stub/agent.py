@@ -9,8 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from nodeagent.zds import zds_pb2
-
-DEADLINE = 5.0
+from tests.eventually import PATIENCE
 
 
 class Agent:
@@ -25,7 +24,7 @@ class Agent:
     async def accept(self) -> "Session":
         """The stub's next connection, before its hello."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             connection, _ = await loop.sock_accept(self._socket)
         return Session(connection)
 
@@ -50,7 +49,7 @@ class Session:
 
     async def receive(self) -> bytes:
         """The next packet; empty at the end."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             return await asyncio.get_running_loop().sock_recv(self._socket, 1 << 16)
 
     async def answer(self) -> str:

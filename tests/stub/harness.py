@@ -7,11 +7,10 @@ from typing import Any
 import aiohttp
 
 from tests.descriptors import open_descriptors
+from tests.eventually import PATIENCE
 from tests.stub.pods import Pod
 from ztunnel_stub.settings import Settings
 from ztunnel_stub.stub import serve
-
-DEADLINE = 5.0
 
 Line = MutableMapping[str, Any]
 
@@ -84,7 +83,7 @@ class Logs:
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     """Wait until `condition` holds."""
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         while True:
             result = condition()
             if await result if isinstance(result, Awaitable) else result:

@@ -4,11 +4,11 @@ import asyncio
 import socket
 from dataclasses import dataclass
 
+from tests.eventually import PATIENCE
 from tests.stub.conftest import PodFactory
 from tests.stub.pods import Pod, join
 from tests.stub.rules import REDIRECTION, ROUTES
 
-DEADLINE = 5.0
 PORT = 8080
 V4 = socket.AF_INET
 V6 = socket.AF_INET6
@@ -66,7 +66,7 @@ async def connect(pod: Pod, host: str, port: int = PORT) -> socket.socket:
     """A client in `pod`."""
     client = open_socket(pod, V6 if ":" in host else V4)
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.get_running_loop().sock_connect(client, (host, port))
     except BaseException:
         client.close()
@@ -75,18 +75,18 @@ async def connect(pod: Pod, host: str, port: int = PORT) -> socket.socket:
 
 
 async def accept(server: socket.socket) -> socket.socket:
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         accepted, _ = await asyncio.get_running_loop().sock_accept(server)
         return accepted
 
 
 async def send(sock: socket.socket, data: bytes) -> None:
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.get_running_loop().sock_sendall(sock, data)
 
 
 async def receive(sock: socket.socket, size: int = 1 << 16) -> bytes:
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         return await asyncio.get_running_loop().sock_recv(sock, size)
 
 

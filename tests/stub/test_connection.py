@@ -11,6 +11,7 @@ import pytest
 
 from nodeagent.zds import zds_pb2
 from tests.descriptors import open_descriptors
+from tests.eventually import PATIENCE
 from tests.stub.agent import Agent, Session, add, delete
 from tests.stub.conftest import PodFactory
 from tests.stub.harness import Logs, Stub, StubFactory, eventually, held
@@ -200,7 +201,7 @@ async def test_what_is_pending_is_tried_again_while_the_agent_talks(
         assert await session.snapshot_sent() == ""
         with pod.call(_occupy, 15006):
             assert await session.add("a", pod.namespace.fd) != ""
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE):
             while await stub.states() != {"a": "Up"}:
                 assert await session.delete("unknown") == ""
 

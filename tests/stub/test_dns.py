@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.eventually import PATIENCE
 from tests.stub.agent import Agent
 from tests.stub.conftest import PodFactory
 from tests.stub.harness import Logs, StubFactory, eventually
@@ -174,7 +175,7 @@ def test_any_packet_has_a_servfail(packet: bytes) -> None:
 
 
 async def _receive_from(sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         received: tuple[bytes, tuple[str, int]] = await asyncio.get_running_loop().sock_recvfrom(
             sock, 1 << 16
         )

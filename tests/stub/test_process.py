@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.eventually import PATIENCE
 from tests.stub.agent import Agent
-from tests.stub.harness import DEADLINE, eventually
+from tests.stub.harness import eventually
 from tests.stub.pods import Pod
 
 COMMAND = os.path.join(os.path.dirname(sys.executable), "ztunnel-stub")
@@ -34,7 +35,7 @@ async def process(*arguments: str, before: tuple[str, ...] = ()) -> AsyncIterato
 
 async def ended(stub: Process) -> tuple[int | None, str]:
     """Its status and what it wrote."""
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         _, errors = await stub.communicate()
     return stub.returncode, errors.decode()
 

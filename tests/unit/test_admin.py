@@ -13,6 +13,7 @@ import pytest
 
 from nodeagent.admin.client import NoAgentError, fetch_workloads, table
 from nodeagent.admin.server import serve_admin, serve_health
+from tests.eventually import PATIENCE
 
 _WORKLOAD: dict[str, object] = {
     "namespace": "shop",
@@ -93,7 +94,7 @@ async def test_an_agent_leaves_its_successors_socket_alone(tmp_path: Path) -> No
 async def test_the_end_does_not_wait_for_an_idle_client(tmp_path: Path) -> None:
     """A client that asked once and stays connected holds up nobody."""
     path = str(tmp_path / "admin.sock")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         async with serve_admin(path, workloads=list, missing=list):
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: agent\r\n\r\n")

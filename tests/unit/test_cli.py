@@ -11,6 +11,7 @@ import pytest
 
 from nodeagent.admin.server import serve_admin
 from nodeagent.config import SETTINGS
+from tests.eventually import PATIENCE
 
 
 def nodeagent(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +21,7 @@ def nodeagent(*arguments: str, **environ: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
     )
 
 
@@ -77,7 +78,7 @@ async def test_the_agent_runs_until_sigterm(tmp_path: Path) -> None:
     )
     try:
         assert agent.stderr is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while json.loads(await agent.stderr.readline())["event"] != "ready":
                 pass
             status = await asyncio.to_thread(
@@ -117,7 +118,9 @@ async def test_status_asks_the_running_agent(tmp_path: Path) -> None:
 
 
 def nft_accepts(text: str) -> bool:
-    check = subprocess.run(["nft", "-c", "-f", "-"], input=text, text=True, check=False, timeout=30)
+    check = subprocess.run(
+        ["nft", "-c", "-f", "-"], input=text, text=True, check=False, timeout=PATIENCE
+    )
     return check.returncode == 0
 
 

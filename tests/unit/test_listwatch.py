@@ -14,6 +14,7 @@ from nodeagent.cluster import listwatch, projection
 from nodeagent.cluster.api import JSON, ApiServer
 from nodeagent.cluster.known import Gone, Seen
 from nodeagent.cluster.listwatch import Listed, ListWatch, Resource
+from tests.eventually import PATIENCE
 
 PODS = Resource(
     name="pods", path="/pods", selector={}, key=projection.pod_uid, project=projection.pod
@@ -79,7 +80,7 @@ async def told(api: ApiServer, last: str) -> list[str]:
     """What is told until the pod of the name `last` has been."""
     names: list[str] = []
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(PATIENCE),
         contextlib.aclosing(ListWatch(api, PODS).changes()) as changes,
     ):
         async for change in changes:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.eventually import PATIENCE
+
 _PROGRAM = """
 import logging, sys
 import structlog
@@ -29,7 +31,7 @@ except ValueError:
 def output(fmt: str, level: str = "info") -> str:
     """Run the program with a pipe as its standard error."""
     program = [sys.executable, "-c", _PROGRAM, level, fmt]
-    run = subprocess.run(program, capture_output=True, text=True, check=True, timeout=30)
+    run = subprocess.run(program, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert not run.stdout
     return run.stderr
 
@@ -74,7 +76,7 @@ def test_a_terminal_gets_lines_for_people() -> None:
     with open(ours, "rb", buffering=0) as terminal:
         with open(theirs, "wb", buffering=0) as stderr:
             program = [sys.executable, "-c", _PROGRAM, "error", "auto"]
-            subprocess.run(program, stderr=stderr, check=True, timeout=30)
+            subprocess.run(program, stderr=stderr, check=True, timeout=PATIENCE)
         text = os.read(terminal.fileno(), 65536).decode()
     assert "boom" in text
     assert not text.lstrip().startswith("{")

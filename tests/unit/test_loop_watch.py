@@ -11,6 +11,7 @@ import structlog
 
 from nodeagent import loop_watch
 from nodeagent.loop_watch import watching_loop
+from tests.eventually import PATIENCE
 
 HELD = 0.005
 Logs = list[MutableMapping[str, Any]]
@@ -22,7 +23,7 @@ def compute_for_long(logs: Logs) -> None:
 
 
 def wait_for(name: str, logs: Logs) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not told(name, logs):
         assert time.monotonic() < deadline
         time.sleep(0.0005)
@@ -86,12 +87,12 @@ def test_same_function_is_told_of_once() -> None:
 
     def first(logs: Logs) -> None:
         time.sleep(5 * HELD)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not told(".first ", logs):
             assert time.monotonic() < deadline
 
     def second(logs: Logs) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not told(".second ", logs):
             assert time.monotonic() < deadline
 
@@ -113,7 +114,7 @@ def test_loop_that_waits_costs_nothing() -> None:
 
     def sleeps(thread: int) -> None:
         before, now = -1, wake_ups(thread)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while before != now:
             assert time.monotonic() < deadline
             time.sleep(20 * HELD)

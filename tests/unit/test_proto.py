@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 
 from nodeagent.zds import zds_pb2
+from tests.eventually import PATIENCE
 
 _ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,9 @@ def test_the_generated_code_is_up_to_date(tmp_path: Path, source: str, generated
     folder, name = os.path.split(source)
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{_ROOT / folder}"]
     outputs = [f"--python_out={tmp_path}", f"--mypy_out={tmp_path}", f"{name}.proto"]
-    subprocess.run([*command, *outputs], env=tools, check=True, capture_output=True, timeout=30)
+    subprocess.run(
+        [*command, *outputs], env=tools, check=True, capture_output=True, timeout=PATIENCE
+    )
     for file in (f"{name}_pb2.py", f"{name}_pb2.pyi"):
         assert (tmp_path / file).read_text() == (_ROOT / generated / file).read_text()
 

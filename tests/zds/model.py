@@ -11,6 +11,7 @@ from enum import Enum
 from nodeagent import kernel
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 from nodeagent.zds import zds_pb2 as pb
+from tests.eventually import PATIENCE
 
 HELLO = pb.ZdsHello(version=pb.V1).SerializeToString()
 OK = pb.WorkloadResponse(ack=pb.Ack()).SerializeToString()
@@ -73,8 +74,8 @@ class ModelZtunnel:
         self.ended = True
         self.stirred.set()
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 5) -> None:
-        async with asyncio.timeout(seconds):
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
             while not condition():
                 self.stirred.clear()
                 await self.stirred.wait()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nodeagent.mesh.enrolment import RefusedError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.namespace import NetworkNamespace
+from tests.eventually import PATIENCE
 from tests.zds.conftest import Served, a_pod, serving
 from tests.zds.model import ModelZtunnel, Mood, new_namespace
 
@@ -101,7 +102,7 @@ async def play(
                 getattr(history, kind)(*arguments)
         for ztunnel in served.ztunnels:
             ztunnel.mood = Mood.WILLING
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*history.work.values())
         well_behaved = await served.connected()
         expected = {uid: namespace.id for uid, namespace in history.wanted.items()}
