@@ -84,7 +84,7 @@ class Redirector(Protocol[N_contra]):
     async def release(self, namespace: N_contra, pod: Pod) -> int:
         """Send nothing new to ztunnel; return how many connections go through it still."""
 
-    async def remove(self, namespace: N_contra) -> bool:
+    async def remove(self, namespace: N_contra, pod: Pod) -> bool:
         """Take out everything of ours. Returns whether anything stood there."""
 
 
@@ -335,7 +335,7 @@ async def _free(row: Workload[N], namespace: N, parts: Parts[N]) -> None:
     for long: it is left as it is.
     """
     try:
-        await parts.redirector.remove(namespace)
+        await parts.redirector.remove(namespace, row.pod)
     except RetryError as error:
         if row.verified or row.reported or row.attempts < _LOOKS_FOR_LEFTOVERS:
             raise

@@ -57,7 +57,7 @@ class Backends:
     @classmethod
     def choose(cls, variant: Variant | None) -> Self:
         """Take iptables in this `variant`, or nftables for None."""
-        iptables = {each: IptablesBackend(each) for each in Variant}
+        iptables = {each: IptablesBackend(each, chosen=each is variant) for each in Variant}
         if variant is None:
             return cls(NftablesBackend(), tuple(iptables.values()))
         chosen = iptables.pop(variant)

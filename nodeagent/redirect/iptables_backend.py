@@ -1,6 +1,6 @@
 """The backend that writes through the iptables programs."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import structlog
 
@@ -27,8 +27,10 @@ class IptablesBackend:
     has an IPv6 address fails, and one without does not need it.
     """
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, variant: Variant, *, chosen: bool = True) -> None:
+        """Take the programs of `variant`; if not `chosen`, only for what they have left."""
         self._variant = variant
+        self._read = partial(read, variant, making=chosen)
         self.counted = variant is Variant.NFT
 
     def __str__(self) -> str:
@@ -36,7 +38,7 @@ class IptablesBackend:
 
     def inspect(self, spec: PodRedirect) -> tuple[str, ...]:
         """See `Backend`."""
-        have = read(self._variant)
+        have = self._read()
         return tuple(
             f"{family} {what}"
             for family in Family
@@ -45,7 +47,7 @@ class IptablesBackend:
 
     def ensure(self, spec: PodRedirect) -> tuple[str, ...]:
         """See `Backend`. Each table of each family is a transaction; a family is written whole."""
-        have = read(self._variant)
+        have = self._read()
         if foreign := "; ".join(conflicts(self._variant, have)):
             raise RedirectError(
                 f"{foreign} of somebody else, a sidecar perhaps, is in the place of ours: take it"
@@ -66,11 +68,11 @@ class IptablesBackend:
 
     def stands(self) -> bool:
         """See `Backend`."""
-        return bool(proven(self._variant, read(self._variant)))
+        return bool(proven(self._variant, self._read()))
 
     def remove(self) -> bool:
         """See `Backend`."""
-        have = proven(self._variant, read(self._variant))
+        have = proven(self._variant, self._read())
         for family, standing in have.items():
             restore(self._variant, family, render_removal(standing))
         return bool(have)

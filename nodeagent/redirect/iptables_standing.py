@@ -21,7 +21,8 @@ from nodeagent.redirect.standing import count_uses, leads_to, read_chain, read_f
 
 _NETLINK_NETFILTER = 12
 _NUMBERS = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
-# What a kernel says that was built without nf_tables, or without the family.
+# What a kernel says that was built without something.
+_NO_TABLE = {errno.ENOENT, errno.ENOPROTOOPT}  # of legacy's
 _NO_NFTABLES = {
     errno.EPROTONOSUPPORT,
     errno.EINVAL,
@@ -33,13 +34,17 @@ Tables = Mapping[Family, Standing]
 """Chains with our names by family; a family without any is left out."""
 
 
-def read(variant: Variant) -> Tables:
+def read(variant: Variant, *, making: bool = False) -> Tables:
     """Read those chains in the calling thread's namespace; raises `RedirectError`.
 
     In the kernel's own messages: no program is run, and what others have beside them costs
-    nothing with `Variant.NFT`, and little with `Variant.LEGACY`.
+    nothing with `Variant.NFT`, and little with `Variant.LEGACY`. Where legacy's tables
+    cannot be listed, those who are `making` them anyway ask for each, which makes it.
     """
-    found = {family: _READERS[variant](family) for family in Family}
+    if variant is Variant.NFT:
+        found = {family: _read_nft(family) for family in Family}
+    else:
+        found = {family: _read_legacy(family, making=making) for family in Family}
     return {family: standing for family, standing in found.items() if standing}
 
 
@@ -90,14 +95,24 @@ def _chain_differences(have: Chain[bytes], want: Chain[bytes]) -> Iterator[str]:
             yield f"rule {number} differs"
 
 
-def _read_legacy(family: Family) -> Standing:
-    standing = table_names(family)
-    return {
-        (table, hook): chain
-        for table in Table
-        if table in standing
-        for hook, chain in read_chains(family, table, CHAINS).items()
-    }
+def _read_legacy(family: Family, *, making: bool) -> Standing:
+    try:
+        tables, unsure = table_names(family), False
+    except RedirectError:
+        if not making:
+            raise
+        tables, unsure = frozenset(Table), True
+    found: dict[Place, Chain[bytes]] = {}
+    for table in tables.intersection(Table):
+        try:
+            chains = read_chains(family, table, CHAINS)
+        except RedirectError as error:
+            cause = error.__cause__
+            if not (unsure and isinstance(cause, OSError) and cause.errno in _NO_TABLE):
+                raise
+        else:
+            found |= {(Table(table), hook): chain for hook, chain in chains.items()}
+    return found
 
 
 def _read_nft(family: Family) -> Standing:
@@ -141,6 +156,3 @@ def _nft_jumps(
     except FileNotFoundError:
         return ()
     return tuple(at for at, rule in enumerate(rules, start=1) if leads_to(rule) == target)
-
-
-_READERS = {Variant.NFT: _read_nft, Variant.LEGACY: _read_legacy}

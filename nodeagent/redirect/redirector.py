@@ -82,7 +82,7 @@ class PodRedirector:
         if right is not None:
             self._right[namespace] = right
         if swept is not None:
-            _say_what_went(swept.removed, namespace, pod=str(pod))
+            _say_what_went(swept.removed, namespace, pod)
             if unswept is None:
                 unswept = _Unswept()
             unswept.note("; ".join((*swept.left, *swept.unseen)))
@@ -120,15 +120,15 @@ class PodRedirector:
         except (RedirectError, OSError) as error:
             raise RetryError(f"releasing the redirection: {error}") from error
 
-    async def remove(self, namespace: NetworkNamespace) -> bool:
-        """Take out everything of ours; return whether anything stood there."""
+    async def remove(self, namespace: NetworkNamespace, pod: Pod) -> bool:
+        """Take out everything of ours, and log what; return whether anything stood there."""
         try:
             removed = await self._threads.run(namespace, partial(in_pod.remove, self._backends))
         except (RedirectError, OSError) as error:
             raise RetryError(f"removing the redirection: {error}") from error
         self._right.pop(namespace, None)
         self._unswept.pop(namespace, None)
-        _say_what_went(removed, namespace)
+        _say_what_went(removed, namespace, pod)
         return bool(removed)
 
 
@@ -176,10 +176,15 @@ def _release(spec: PodRedirect, backends: Backends) -> int:
     return open_connections()
 
 
-def _say_what_went(removed: tuple[str, ...], namespace: NetworkNamespace, **about: str) -> None:
+def _say_what_went(removed: tuple[str, ...], namespace: NetworkNamespace, pod: Pod) -> None:
     if removed:
-        event = "removed from a pod's network namespace"
-        log.info(event, netns=str(namespace.id), removed=list(removed), **about)
+        log.info(
+            "removed from a pod's network namespace",
+            pod=str(pod),
+            uid=pod.uid,
+            netns=str(namespace.id),
+            removed=list(removed),
+        )
 
 
 @lru_cache(maxsize=1024)

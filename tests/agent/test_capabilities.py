@@ -30,6 +30,9 @@ BACKENDS = {
 }
 
 
+NAMES = {"nftables": "nftables", "nft": "iptables-nft", "legacy": "iptables-legacy"}
+
+
 @contextlib.asynccontextmanager
 async def agent(directory: Path, grant: Grant, **settings: str) -> AsyncIterator[Node]:
     node = Node(directory, **settings)
@@ -109,6 +112,16 @@ async def test_what_the_manifest_grants_is_enough(
             for pod in (docker, former, user):
                 await node.until_state(pod, "enrolled")
             assert lines(node, "leftovers stay in a pod") == []
+            node.write(docker, labels={})
+            await node.until_state(docker, "outside")
+            went = {
+                line["pod"]: (line["netns"], line["removed"])
+                for line in lines(node, "removed from a pod's network namespace")
+            }
+    assert went["shop/docker"][0].startswith("net:[")
+    assert went["shop/docker"][1][0] == f"rules in {NAMES[backend]}"
+    if backend != "legacy":
+        assert went["shop/former"][1] == ["rules in iptables-legacy are not wanted"]
     if backend != "legacy":
         assert "ISTIO" not in listing(former, Variant.LEGACY)
     assert "-A DOCKER -j RETURN" in listing(docker, Variant.LEGACY)
@@ -150,3 +163,24 @@ async def test_a_leftover_that_cannot_go_stands_before_nothing(
     assert said["pod"] == f"shop/{pod_name}"
     assert f"CAP_{missing[0]} is missing" in said["reason"]
     assert "SELinux" not in said["reason"]
+
+
+async def test_legacy_rules_need_no_list_of_tables(
+    lab: Lab, tmp_path: Path, ztunnels: list[ModelZtunnel]
+) -> None:
+    """L43: a pod with ``hostUsers: false`` joins and leaves without DAC_READ_SEARCH."""
+    components, settings = BACKENDS["legacy"]
+    grant = granted(*components).without(*UNCLEANED["user"])
+    with user_namespaced(lab.add_pod("user")) as user:
+        async with agent(tmp_path, grant, **settings) as node:
+            node.write(user)
+            node.start()
+            await reconnected(node, ztunnels)
+            await node.until_state(user, "enrolled")
+            assert "ISTIO_OUTPUT" in listing(user, Variant.LEGACY)
+            user.shell("iptables-legacy -t nat -F ISTIO_OUTPUT", "ip rule del pref 32764")
+            await node.until(user, lambda row: row["mended"] == 1)
+            assert "15001" in user.shell("iptables-legacy -t nat -S ISTIO_OUTPUT")
+            node.write(user, labels={})
+            await node.until_state(user, "outside")
+        assert "ISTIO" not in listing(user, Variant.LEGACY)

@@ -153,7 +153,7 @@ class Node:
         await self._step("release", pod.uid)
         return self.connections if namespace.id in self.rules else 0
 
-    async def remove(self, namespace: Held) -> bool:
+    async def remove(self, namespace: Held, _pod: Pod) -> bool:
         assert namespace in self.open
         if self.failures["remove"]:
             raise self.failures["remove"].pop(0)
