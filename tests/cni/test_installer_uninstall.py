@@ -61,6 +61,20 @@ async def test_stand_alone(node: Node) -> None:
     assert set(node.files()) == {"00-multus.conf"}
 
 
+async def test_behind_links_of_the_host(node: Node) -> None:
+    """Where a link of the host's leads to the directories, they are cleared all the same."""
+    node.has(FLANNEL)
+    (node.root / "current").symlink_to("/")  # the host's own root, which is node.root
+    paths = (f"{node.root}/current/net.d", f"{node.root}/current/bin")
+    async with node.installing(
+        root=str(node.root), net_dir=paths[0], bin_dir=paths[1]
+    ) as installer:
+        await installed(installer)
+    assert OWN in node.files()
+    uninstall(*paths, prefix=str(node.root))
+    assert (set(node.files()), os.listdir(node.bin)) == ({FLANNEL}, [])
+
+
 async def test_what_others_changed_meanwhile_stays(node: Node) -> None:
     """After others have worked on the file, only our entry is taken out of it."""
     primary = node.has(FLANNEL)

@@ -127,30 +127,6 @@ def test_lock_of_legacy_programs_has_a_place(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "tables", "xtables.lock"]
 
 
-def test_owner_of_a_directory_is_named(tmp_path: Path) -> None:
-    """Kubespray's directories are of user kube: the message has the owner and the capability."""
-    (tmp_path / "bin").mkdir(0o755)
-    os.chown(tmp_path / "bin", 999, 999)
-    script = """
-from nodeagent import config
-from nodeagent.selfcheck.places import check_directories
-from nodeagent.selfcheck.check import show
-flags = {"cni_net_dir": ".", "cni_bin_dir": "bin", "cni_agent_run_dir": ".", "host_prefix": ""}
-raise SystemExit(show(check_directories(config.load(flags, {}))))
-""".replace('"."', f'"{tmp_path}"').replace('"bin"', f'"{tmp_path}/bin"')
-    done = subprocess.run(
-        ["setpriv", "--bounding-set=-dac_override", "--", sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
-    [line] = [line for line in done.stdout.splitlines() if "CNI programs" in line]
-    assert line.startswith("FAIL")
-    assert f"{tmp_path}/bin is user 999's, mode 0755" in line
-    assert line.endswith("securityContext.capabilities.add: [DAC_OVERRIDE], as deploy/base has it")
-
-
 _ONE = Loading(
     most=1, conf_dir="/etc/cni/net.d", bin_dirs=("/opt/cni/bin",), source="containerd 1.7.20"
 )
