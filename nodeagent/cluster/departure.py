@@ -153,7 +153,7 @@ class Departure:
         try:
             owner = projection.controller(pod, "DaemonSet")
         except ProjectionError as error:
-            raise UnclearError(f"pod {self._pod_name} is odd: {error}") from error
+            raise ApiError(f"pod {self._pod_name} is odd: {error}") from error
         if owner is None:
             raise UnclearError(f"pod {self._pod_name} belongs to no DaemonSet")
         return owner

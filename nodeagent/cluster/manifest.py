@@ -129,6 +129,9 @@ class _Field:
             raise self.error("is missing")
         if not isinstance(value, str):
             raise self.error(f"a string is expected, not {_shown(value)}; quote it")
+        # JSON can name half a character, which can be written nowhere.
+        if not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+            raise self.error("it has half a character")
         return value
 
     def name(self, limit: int, default: str | None = None) -> str:
@@ -142,6 +145,8 @@ class _Field:
         for key in self.mapping():
             if not isinstance(key, str):
                 raise self.error(f"a key is a string, not {_shown(key)}; quote it")
+            if not key.isascii():
+                raise self.error(f"{_shown(key)} is not a name: ASCII is expected")
         return {key: self.get(key).string() for key in self.mapping()}
 
     def boolean(self) -> bool:

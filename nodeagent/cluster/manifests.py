@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from nodeagent.cluster.manifest import MAX_SIZE, Document, Identity, ManifestError, parse
+from nodeagent.cluster.manifest import (
+    MAX_SIZE,
+    Document,
+    Identity,
+    Manifest,
+    ManifestError,
+    parse,
+)
 from nodeagent.cluster.source import (
     NamespaceGone,
     NamespaceSeen,
@@ -168,7 +175,7 @@ class _Files:
             found = hashlib.sha256(data).hexdigest()
             if found == before.found:
                 return
-            manifest = parse(data)
+            manifest = _parsed(data)
         except FileNotFoundError:
             self._files.pop(name, None)
         except ManifestError as error:
@@ -180,6 +187,17 @@ class _Files:
             if manifest.ignored:
                 log.debug("kinds ignored", file=name, kinds=manifest.ignored)
             self._files[name] = _File(found, manifest.documents)
+
+
+def _parsed(data: bytes) -> Manifest:
+    try:
+        return parse(data)
+    except ManifestError:
+        raise
+    except Exception as error:
+        # A fault of ours with one file costs no other file its pods.
+        log.exception("unexpected failure")
+        raise ManifestError(f"cannot be read: {type(error).__name__}") from error
 
 
 def _is_manifest(name: str) -> bool:

@@ -18,6 +18,8 @@ V = TypeVar("V")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
 _LONGEST_WISH = 60.0
 """Seconds; a Retry-After beyond that is a server's mistake."""
+QUIET = 10.0
+"""Seconds of trouble that nobody needs to hear of; a refusal is said at once."""
 _PATIENCE = 10.0
 """Seconds for one request; nobody's silence takes a place for longer."""
 _LAST_ATTEMPT = 1.0
@@ -45,6 +47,10 @@ class Outbox(Generic[K, V]):
         self._waiting: dict[K, V] = {}
         self._running: set[K] = set()
         self._troubles: dict[K, int | None] = {}
+        """The status of the last failure of each key that is not delivered since."""
+        self._troubled_since = 0.0
+        self._told: set[int | None] = set()
+        """Which of them were logged."""
         self._tasks: asyncio.TaskGroup | None = None
 
     def __len__(self) -> int:
@@ -98,7 +104,7 @@ class Outbox(Generic[K, V]):
                     failures = 0
         finally:
             self._running.discard(key)
-            self._troubles.pop(key, None)
+            self._untroubled(key)
 
     async def _attempt(self, key: K) -> None:
         async with self._places:
@@ -126,17 +132,22 @@ class Outbox(Generic[K, V]):
             log.warning("given up at the stop", what=self._what, count=len(self._waiting))
 
     def _troubled(self, key: K, error: ApiError) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._troubles:
+            self._troubled_since = now
+        self._troubles[key] = error.status
+        lasts = error.denied or now - self._troubled_since >= QUIET
         # One line for an API server that is away, not one for each pod.
-        if error.status not in self._troubles.values():
+        if lasts and error.status not in self._told:
+            self._told.add(error.status)
             needs = {"needs": self._needs} if error.denied else {}
             log.warning("cannot be delivered yet", what=self._what, error=str(error), **needs)
-        self._troubles[key] = error.status
 
     def _untroubled(self, key: K) -> None:
-        if key in self._troubles:
-            del self._troubles[key]
-            if not self._troubles:
-                log.info("delivered again", what=self._what)
+        self._troubles.pop(key, None)
+        if not self._troubles and self._told:
+            self._told.clear()
+            log.info("delivered again", what=self._what)
 
 
 def _pause(failures: int, error: ApiError) -> float:

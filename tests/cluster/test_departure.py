@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -249,3 +250,23 @@ async def test_cancelled_while_it_learns(
         await learning
     assert learning.cancelled()
     proxy.release()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        {"metadata": 7},
+        {"metadata": {"ownerReferences": 7}},
+        {"metadata": {"ownerReferences": [{"controller": True, "kind": "DaemonSet", "name": 7}]}},
+    ],
+)
+async def test_own_pod_in_an_odd_shape(
+    api: ApiServer, installed: Installed, proxy: FaultProxy, odd: Mapping[str, object]
+) -> None:
+    """An answer that is no pod is no fault that ends the agent, and no uninstall."""
+    departure = installed.departure(api)
+    proxy.answer(200, json.dumps(odd), match="/pods/")
+    await departure.learn()
+    proxy.answer(200, json.dumps(odd), match="/pods/")
+    assert not await departure.for_good()

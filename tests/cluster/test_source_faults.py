@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from structlog.testing import capture_logs
@@ -166,6 +167,18 @@ async def test_half_open_connection(cluster: Cluster) -> None:
                 cluster.make("a")
                 await told.has("a")
     assert [log for log in logs if log["log_level"] != "debug"] == []
+
+
+async def test_dead_peer(cluster: Cluster, proxy: FaultProxy) -> None:
+    """The kernel is told to notice on its own that the other end of a watch is dead."""
+    async with following(cluster.config, cluster.node):
+        await cluster.watched()
+        port = urlsplit(proxy.url).port
+        ss = await asyncio.create_subprocess_exec(
+            *("ss", "-tnoH", "dport", "=", f":{port}"), stdout=asyncio.subprocess.PIPE
+        )
+        shown, _ = await ss.communicate()
+    assert shown.count(b"timer:(keepalive") >= 2, shown.decode()
 
 
 async def test_nothing_happens(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

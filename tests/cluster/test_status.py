@@ -128,8 +128,28 @@ async def test_refusal_that_is_not_about_the_uid(
         assert shop.annotation() == "enabled"
 
 
-async def test_api_server_away(api: ApiServer, proxy: FaultProxy, shop: Shop) -> None:
+async def test_short_trouble(
+    api: ApiServer, proxy: FaultProxy, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An API server that is away for a moment, as at its restart, is nothing to hear of."""
+    monkeypatch.setattr(outbox, "QUIET", 1000.0)
+    pod = shop.pod()
+    proxy.answer(503, match="PATCH|POST", times=4)
+    with structlog.testing.capture_logs() as logs:
+        async with reporting(api) as status:
+            status.report(pod, ENABLED)
+            status.failed(pod, "for a test")
+            await delivered(status)
+            await eventually(lambda: bool(shop.events()))
+    assert shop.annotation() == "enabled"
+    assert not any(line["log_level"] == "warning" for line in logs)
+
+
+async def test_api_server_away(
+    api: ApiServer, proxy: FaultProxy, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The latest state of each pod is kept, and delivered when the API server is back."""
+    monkeypatch.setattr(outbox, "QUIET", 0.1)
     pods = [shop.pod(f"web-{n}") for n in range(20)]
     await proxy.down()
     with structlog.testing.capture_logs() as logs:

@@ -1,6 +1,7 @@
 """The start-up taint on a real node object."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -83,4 +84,19 @@ async def test_taint_with_the_api_in_trouble(
     taint(control_plane, node_name, TAINTS[0])
     proxy.answer(403, match="PATCH")
     assert await removing
+    assert taints(control_plane, node_name) == []
+
+
+@pytest.mark.parametrize("spec", [None, 7, {"taints": 7}, {"taints": [7]}])
+async def test_node_in_an_odd_shape(
+    control_plane: ControlPlane,
+    api: ApiServer,
+    proxy: FaultProxy,
+    node_name: str,
+    spec: object,
+) -> None:
+    """An answer that is no node does not end the agent: it is asked for again."""
+    taint(control_plane, node_name, TAINTS[0])
+    proxy.answer(200, json.dumps({"metadata": 7, "spec": spec}), match="GET")
+    assert await remove_taint(api, node_name, KEY)
     assert taints(control_plane, node_name) == []

@@ -126,6 +126,7 @@ def snippets() -> Iterator[str]:
     yield from ("{", "}", "[", "]", "&a", "*a", "<<: ", "? ", "'", '"', "\t", "\n", "|", "1:1", "~")
 
 
+@pytest.mark.fuzz
 @given(
     st.lists(st.sampled_from(list(snippets())) | st.text(max_size=5), max_size=12), st.booleans()
 )
@@ -135,3 +136,58 @@ def test_any_text_is_read_or_refused(parts: list[str], lines: bool) -> None:
         parse(("\n" if lines else "").join(parts).encode(errors="surrogatepass"))
     except ManifestError:
         return
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=5,
+)
+
+
+@pytest.mark.fuzz
+@given(
+    st.sampled_from(["kind", "apiVersion", "metadata", "spec", "status"]),
+    st.sampled_from(["name", "namespace", "uid", "labels", "annotations", "podIP", "podIPs"]),
+    st.booleans(),
+    values,
+)
+def test_any_value_in_a_field(part: str, field: str, whole: bool, value: object) -> None:
+    """Whatever stands in a field, in YAML or JSON, it is a pod that can be told of or an error
+    that can be read.
+    """
+    document: dict[str, object] = {"kind": "Pod", "metadata": {"name": "web"}}
+    document[part] = value if whole else {"name": "web", field: value}
+    for text in (json.dumps(document), "--- \n" + json.dumps(document)):
+        try:
+            manifest = parse(text.encode())
+        except ManifestError as error:
+            str(error).encode()
+        else:
+            repr(manifest).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'{"kind": "Pod", "metadata": {"name": "web", "labels": {"a": "\ud800"}}}',
+        r'{"kind": "Pod", "metadata": {"name": "web", "labels": {"\ud800": "a"}}}',
+    ],
+)
+def test_half_a_character(text: str) -> None:
+    """A label that can be written nowhere is refused here, not where it is sent to ztunnel."""
+    with pytest.raises(ManifestError, match=r"metadata\.labels"):
+        parse(text.encode())
+
+
+def test_aliases_that_multiply() -> None:
+    """A small file that names itself again and again is refused, and is never unfolded."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
+    with pytest.raises(ManifestError, match="aliases"):
+        parse("\n".join(lines).encode())

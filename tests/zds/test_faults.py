@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.zds.connection import Peer
 from nodeagent.zds.server import MAX_SILENT
 from tests.descriptors import open_descriptors
 from tests.eventually import eventually
@@ -155,3 +157,15 @@ async def test_peer_of_another_user(tmp_path: Path, namespace: NewNamespace) -> 
         stranger = served.connect()
         await ended(stranger)
         assert stranger.requests == []
+
+
+async def test_peer_of_another_pid_namespace(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ztunnel whose process the kernel cannot number is told apart by its connection."""
+    monkeypatch.setattr(Peer, "of", lambda _: Peer(pid=0, uid=0, gid=0))
+    with capture_logs() as logs:
+        await served.connected()
+        await served.connected()
+    names = [line["ztunnel"] for line in logs if line["event"] == "ztunnel connected"]
+    assert names == ["connection 1", "connection 2"]
