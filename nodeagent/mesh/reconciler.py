@@ -129,11 +129,13 @@ class Reconciler(Generic[N]):
         return self._next_look(row)
 
     def _next_look(self, row: Workload[N]) -> float | None:
-        if row.state is State.LEAVING and not row.gone:
+        if row.gone:
+            return None
+        if row.state is State.LEAVING:
             return _LEAVING_LOOK
         if row.state is State.WAITING and row.sandbox_ended is not None and not row.seen.deleting:
             return TEAR_DOWN
-        if row.state in _KEPT_TRUE and not row.gone:
+        if row.state in _KEPT_TRUE:
             return self._verify_interval * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load
         return None
 

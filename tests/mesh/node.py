@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from nodeagent.mesh.eligibility import Policy, Wanted
-from nodeagent.mesh.enrolment import Look, Parts, RefusedError
+from nodeagent.mesh.enrolment import Look, Parts, RefusedError, Ztunnels
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler
@@ -84,7 +84,10 @@ class Node:
     """What the heart did to an annotation that it must not (L41)."""
     left: set[PodUID] = field(default_factory=set)
     """The pods that were not wanted at some time since their annotation was `enabled`."""
-    failures: dict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
+    failures: dict[str, list[Exception | asyncio.Event]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """What the next runs of a step meet: an error, or an event that they wait for."""
     steps: list[tuple[str, PodUID]] = field(default_factory=list)
     open: list[Held] = field(default_factory=list)
     connections: int = 0
@@ -101,7 +104,10 @@ class Node:
         self.busy.discard(uid)
         self.steps.append((name, uid))
         if self.failures[name]:
-            raise self.failures[name].pop(0)
+            failure = self.failures[name].pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            await failure.wait()
 
     def cut_off(self) -> None:
         """End what the agent had, as its process ends: what stands in the kernel stays."""
@@ -155,12 +161,9 @@ class Node:
 
     async def remove(self, namespace: Held, _pod: Pod) -> bool:
         assert namespace in self.open
-        if self.failures["remove"]:
-            raise self.failures["remove"].pop(0)
         stood = namespace.id in self.rules
+        await self._step("remove", PodUID(str(namespace.id)))
         self.rules.discard(namespace.id)
-        self.steps.append(("remove", PodUID(str(namespace.id))))
-        await asyncio.sleep(0)
         return stood
 
     async def offer(self, pod: Pod, namespace: Held) -> bool:
@@ -245,12 +248,16 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(
-    node: Node, *, verify_interval: float = 60, removal_grace: float = 0
+    node: Node,
+    *,
+    verify_interval: float = 60,
+    removal_grace: float = 0,
+    ztunnels: Ztunnels[Held] | None = None,
 ) -> AsyncIterator[Bench]:
     parts = Parts(
         namespaces=node,
         redirector=node,
-        ztunnels=node,
+        ztunnels=ztunnels or node,
         probes=Probed(node),
         reporter=node,
         removal_grace=removal_grace,

@@ -846,6 +846,16 @@ async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyP
         assert [held.id for held in on.node.open] == [2]
 
 
+async def test_pod_that_is_gone_between_two_sandboxes_is_forgotten() -> None:
+    """One that is deleted by force, which no watch has called deleting before, leaves no row."""
+    async with bench(Node()) as on:
+        await enrolled(on)
+        on.table.sandbox_ended(on.row("1"))
+        await on.until_state("1", State.WAITING)
+        on.table.pod_gone(U1)
+        await eventually(lambda: len(on.table) == 0)
+
+
 async def test_sandbox_of_a_deleted_pod_ends_without_another_patch() -> None:
     """What is about to vanish is not annotated anew."""
     async with bench(Node()) as on:

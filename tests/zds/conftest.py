@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.sockets import listening
 from nodeagent.zds.book import Book
@@ -24,11 +26,23 @@ class Served:
     """A running server, its book, and the news that it told."""
 
     path: str
-    book: Book
     news: list[PodUID] = field(default_factory=list)
     kept: set[PodUID] = field(default_factory=set)
     """What a snapshot has to name, handed over or not."""
     ztunnels: list[ModelZtunnel] = field(default_factory=list)
+    reconciler: Reconciler[Any] | None = None
+    """The heart that hears the news, and says what is kept, if there is one."""
+
+    def __post_init__(self) -> None:
+        self.book = Book(self._heard, self._list_kept)
+
+    def _heard(self, uid: PodUID) -> None:
+        self.news.append(uid)
+        if self.reconciler is not None:
+            self.reconciler.look_at(uid)
+
+    def _list_kept(self) -> Iterable[PodUID]:
+        return self.kept if self.reconciler is None else self.reconciler.table.kept()
 
     def connect(self, **options: bytes | None) -> ModelZtunnel:
         ztunnel = ModelZtunnel(self.path, **options)
@@ -45,10 +59,8 @@ class Served:
 async def serving(
     directory: Path, *, peer_uids: frozenset[int] = frozenset({0})
 ) -> AsyncIterator[Served]:
-    news: list[PodUID] = []
-    kept: set[PodUID] = set()
     path = str(directory / "run" / "ztunnel.sock")
-    served = Served(path, Book(news.append, lambda: kept), news, kept)
+    served = Served(path)
     server = ZdsServer(served.book, peer_uids=peer_uids, answer_timeout=ANSWER_TIMEOUT)
     with listening(path, socket.SOCK_SEQPACKET, setting="ZTUNNEL_UDS_ADDRESS") as listener:
         task = asyncio.create_task(server.serve(listener))

@@ -126,6 +126,32 @@ async def test_pod_offered_during_the_snapshot(served: Served, namespace: NewNam
     assert ("del", "3") not in ztunnel.requests
 
 
+async def test_pod_that_is_heard_of_during_the_snapshot(
+    served: Served, namespace: NewNamespace
+) -> None:
+    """L31: it is in this very snapshot, though nothing is known of its namespace yet."""
+    await served.book.offer(a_pod("1"), namespace())
+    ztunnel = served.connect()
+    ztunnel.on_request = lambda _kind, _uid: served.kept.add(PodUID("2"))
+    await ztunnel.up_to_date()
+    assert ztunnel.requests == [("add", "1"), ("keep", "2"), ("snapshot_sent", "")]
+
+
+async def test_namespace_that_is_taken_back(served: Served, namespace: NewNamespace) -> None:
+    """Of a namespace that is about to be closed nothing is sent; the pod is kept."""
+    first = await served.connected()
+    held = namespace()
+    await served.book.offer(a_pod("1"), held)
+    served.kept.add(PodUID("1"))
+    served.book.reclaim(PodUID("1"))
+    held.close()
+    again = await served.connected()
+    assert again.requests == [("keep", "1"), ("snapshot_sent", "")]
+    again.close()
+    assert await served.book.offer(a_pod("2"), namespace())
+    assert sorted(first.workloads) == ["1", "2"]
+
+
 async def test_refused_pod_is_offered_again(served: Served, namespace: NewNamespace) -> None:
     """An Ack with an error keeps the connection; a later offer asks again and succeeds."""
     ztunnel = await served.connected()
