@@ -39,18 +39,15 @@ class Netlink:
 
     def __init__(self, protocol: int) -> None:
         """Open a socket for `protocol`, a ``NETLINK_…`` number. Raises ``OSError``."""
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
-        )
-        # Without it the kernel ignores the filter of a route dump.
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        self._protocol = protocol
+        self._socket = _open(protocol)
 
     def dump(self, kind: int, body: bytes, *, most: int | None = None) -> list[bytes]:
         """Return the bodies of all answers to the dump request `kind`.
 
-        With `most` it ends after so many, and if there are more, the rest waits in the
-        socket, which is good for nothing else then. A dump that was interrupted by a change
-        is taken again. Raises ``OSError``; EAGAIN where the changes never stop.
+        With `most` it ends after so many: a new socket is opened then, in the namespace of
+        the calling thread, and the rest is never made. A dump that was interrupted by a
+        change is taken again. Raises ``OSError``; EAGAIN where the changes never stop.
         """
         request = _message(kind, NLM_F_REQUEST | NLM_F_DUMP, body)
         for _ in range(_DUMP_ATTEMPTS):
@@ -62,6 +59,8 @@ class Netlink:
                 if answer is not None:
                     bodies.append(answer)
                 if len(bodies) == most:
+                    self._socket.close()
+                    self._socket = _open(self._protocol)
                     return bodies
             if consistent:
                 return bodies
@@ -117,6 +116,13 @@ class Netlink:
         traceback: TracebackType | None,
     ) -> None:
         self._socket.close()
+
+
+def _open(protocol: int) -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    # Without it the kernel ignores the filter of a route dump.
+    made.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+    return made
 
 
 def attribute(kind: int, payload: bytes) -> bytes:

@@ -107,6 +107,7 @@ class _ReplyPath:
     def __init__(self, netlink: Netlink, family: Family) -> None:
         """Read it. Raises ``OSError``, and `RedirectError` for what cannot be meant."""
         self.family = family
+        self._netlink = netlink
         self._rules: list[PolicyRule] = []
         self._lookups: dict[int, int] = {}
         """Which tables rules of others look up, and the preference of one of these rules."""
@@ -123,7 +124,7 @@ class _ReplyPath:
                 self._rules.append(rule)
             elif table is not None and table not in self._lookups:
                 self._lookups[table] = preference(found)
-        self._marked = read_marked_routes(family)
+        self._marked = read_marked_routes(netlink, family)
         self._tables: dict[int, list[bytes]] = {}
 
     def plan(self) -> Plan:
@@ -182,7 +183,7 @@ class _ReplyPath:
 
     def _routes(self, table: int) -> list[bytes]:
         if table not in self._tables:
-            self._tables[table] = read_routes(self.family, table)
+            self._tables[table] = read_routes(self._netlink, self.family, table)
         return self._tables[table]
 
 

@@ -9,8 +9,9 @@ that the first thing that the kernel would take is the one that is meant.
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import ip_address
-from socket import AF_INET, AF_INET6, NETLINK_ROUTE
+from socket import AF_INET, AF_INET6
 
 from pyroute2.netlink.rtnl import (
     RTM_DELROUTE,
@@ -26,6 +27,7 @@ from nodeagent.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    MalformedError,
     Netlink,
     attribute,
     attributes,
@@ -163,8 +165,8 @@ class LocalRoute:
 
     def remove(self, netlink: Netlink) -> None:
         """Remove it, if it stands. Raises ``OSError``, and `RedirectError` to spare another's."""
-        routes = read_routes(self.family, self.table)
-        defaults = (route for route in routes if not _HEADER.unpack_from(route)[1])
+        routes = read_routes(netlink, self.family, self.table)
+        defaults = (route for route in routes if not _header(route)[1])
         if _is_first(self, ((route, parse_route(route)) for route in defaults)):
             netlink.request(RTM_DELROUTE, 0, self.message())
 
@@ -181,6 +183,7 @@ Entry = PolicyRule | LocalRoute
 """One thing in the pod's routing that is there because of us."""
 
 
+@lru_cache(maxsize=64)  # quiet pods have the same ones
 def parse_rule(found: bytes) -> PolicyRule | None:
     """Read a rule of the kernel's listing; None for one that leads no replies to ztunnel.
 
@@ -190,8 +193,8 @@ def parse_rule(found: bytes) -> PolicyRule | None:
         return None
     family = _family(found)
     known = dict(attributes(found[_HEADER.size :]))
-    protocol = known.get(_FRA_PROTOCOL, b"\0")[0]
-    rule = PolicyRule(family, lookup(found) or 0, protocol)
+    protocol = int.from_bytes(known.get(_FRA_PROTOCOL, b""))
+    rule = PolicyRule(family, lookup(found) or 0, min(protocol, 255))
     return rule if _meaning_of_rule(found) == _meaning_of_rule(rule.message()) else None
 
 
@@ -200,9 +203,10 @@ def has_our_mark(rule: bytes) -> bool:
     return _OUR_PREFERENCE in rule and _OUR_MARK in rule
 
 
+@lru_cache(maxsize=64)
 def parse_route(found: bytes) -> LocalRoute | None:
     """Read a route of the kernel's listing; None for one that is not the local default."""
-    header = _HEADER.unpack_from(found)
+    header = _header(found)
     table = _number(found, _RTA_TABLE, header[4])
     route = LocalRoute(_family(found), table, header[5])
     return route if _meaning_of_route(found) == _meaning_of_route(route.message()) else None
@@ -210,7 +214,7 @@ def parse_route(found: bytes) -> LocalRoute | None:
 
 def lookup(rule: bytes) -> int | None:
     """The table that a rule of the kernel's listing leads to, if it leads to one."""
-    table, action = rule[4], rule[7]
+    _, _, _, _, table, _, _, action, _ = _header(rule)
     if action != _FR_ACT_TO_TBL:
         return None
     # What does not fit the header's byte is in an attribute.
@@ -224,9 +228,13 @@ def preference(rule: bytes) -> int:
 
 def destination(route: bytes) -> str:
     """Where a route of the kernel's listing leads to, as `ip` writes it."""
-    length = _HEADER.unpack_from(route)[1]
+    length = _header(route)[1]
     payload = dict(attributes(route[_HEADER.size :])).get(_RTA_DST)
-    return f"{ip_address(payload)}/{length}" if payload else "default"
+    if payload is None:
+        return "default"
+    if len(payload) not in {4, 16}:
+        raise MalformedError
+    return f"{ip_address(payload)}/{length}"
 
 
 def read_rules(netlink: Netlink, family: Family) -> list[bytes]:
@@ -234,33 +242,24 @@ def read_rules(netlink: Netlink, family: Family) -> list[bytes]:
     return netlink.dump(RTM_GETRULE, _HEADER.pack(_AF[family], *[0] * 8))
 
 
-def read_routes(family: Family, table: int) -> list[bytes]:
+def read_routes(netlink: Netlink, family: Family, table: int) -> list[bytes]:
     """The routes in `table`, in the kernel's order, or the first of too many.
 
-    In the calling thread's namespace. Raises ``OSError``.
+    Raises ``OSError``.
     """
-    header = _HEADER.pack(_AF[family], *[0] * 8)
-    return _some_routes(header + _numbers({_RTA_TABLE: table}))
+    request = _HEADER.pack(_AF[family], *[0] * 8) + _numbers({_RTA_TABLE: table})
+    try:
+        return netlink.dump(RTM_GETROUTE, request, most=_MOST_ROUTES)
+    except FileNotFoundError:  # a table that never had a route
+        return []
 
 
-def read_marked_routes(family: Family) -> list[LocalRoute]:
-    """Our own routes, whatever table they are in.
-
-    In the calling thread's namespace. Raises ``OSError``.
-    """
-    header = _HEADER.pack(_AF[family], 0, 0, 0, 0, OWN_PROTOCOL, 0, _RTN_LOCAL, 0)
+def read_marked_routes(netlink: Netlink, family: Family) -> list[LocalRoute]:
+    """Our own routes, whatever table they are in. Raises ``OSError``."""
+    request = _HEADER.pack(_AF[family], 0, 0, 0, 0, OWN_PROTOCOL, 0, _RTN_LOCAL, 0)
     # A kernel before 4.20 ignores the filter.
-    routes = map(parse_route, _some_routes(header))
+    routes = map(parse_route, netlink.dump(RTM_GETROUTE, request, most=_MOST_ROUTES))
     return [route for route in routes if route is not None and route.marked]
-
-
-def _some_routes(request: bytes) -> list[bytes]:
-    # A socket of its own, for a pod may have millions of routes: the rest is left in there.
-    with Netlink(NETLINK_ROUTE) as netlink:
-        try:
-            return netlink.dump(RTM_GETROUTE, request, most=_MOST_ROUTES)
-        except FileNotFoundError:  # a table that never had a route
-            return []
 
 
 def loopback_has_ipv6(netlink: Netlink) -> bool:
@@ -292,7 +291,7 @@ def _is_first(entry: Entry, standing: Iterable[tuple[bytes, Entry | None]]) -> b
 
 def _would_take(request: bytes, found: bytes) -> bool:
     """Whether a request to delete means `found` to the kernel: what it leaves out is ignored."""
-    asked, there = _HEADER.unpack_from(request), _HEADER.unpack_from(found)
+    asked, there = _header(request), _header(found)
     known = dict(attributes(found[_HEADER.size :]))
     return all(mine in {0, theirs} for mine, theirs in zip(asked, there, strict=True)) and all(
         known.get(kind) == payload for kind, payload in attributes(request[_HEADER.size :])
@@ -300,7 +299,7 @@ def _would_take(request: bytes, found: bytes) -> bool:
 
 
 def _meaning_of_rule(message: bytes) -> object:
-    family, target, source, tos, _, _, _, action, flags = _HEADER.unpack_from(message)
+    family, target, source, tos, _, _, _, action, flags = _header(message)
     conditions = {
         (kind, payload) for kind, payload in attributes(message[_HEADER.size :]) if kind != _FRA_PAD
     }
@@ -309,7 +308,7 @@ def _meaning_of_rule(message: bytes) -> object:
 
 
 def _meaning_of_route(message: bytes) -> object:
-    family, target, source, tos, _, protocol, scope, kind, _ = _HEADER.unpack_from(message)
+    family, target, source, tos, _, protocol, scope, kind, _ = _header(message)
     parts = {
         (part, payload)
         for part, payload in attributes(message[_HEADER.size :])
@@ -318,17 +317,30 @@ def _meaning_of_route(message: bytes) -> object:
     return family, target, source, tos, protocol, scope, kind, parts - _ROUTE_DEFAULTS
 
 
+def _header(message: bytes) -> tuple[int, ...]:
+    if len(message) < _HEADER.size:
+        raise MalformedError
+    return _HEADER.unpack_from(message)
+
+
 def _numbers(numbers: dict[int, int]) -> bytes:
     return b"".join(attribute(kind, _NUMBER.pack(number)) for kind, number in numbers.items())
 
 
 def _number(message: bytes, kind: int, default: int) -> int:
     payload = dict(attributes(message[_HEADER.size :])).get(kind)
-    return int(_NUMBER.unpack(payload)[0]) if payload else default
+    if payload is None:
+        return default
+    if len(payload) != _NUMBER.size:
+        raise MalformedError
+    return int(_NUMBER.unpack(payload)[0])
 
 
 def _family(message: bytes) -> Family:
-    return next(family for family, number in _AF.items() if number == message[0])
+    for family, number in _AF.items():
+        if message[0] == number:
+            return family
+    raise MalformedError
 
 
 def _in_table(table: int) -> str:
