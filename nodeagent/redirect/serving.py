@@ -42,7 +42,16 @@ def _local_ports(states: int) -> list[int]:
         return [
             _SOURCE_PORT.unpack_from(body)[0]
             for family in (socket.AF_INET, socket.AF_INET6)
-            for body in netlink.dump(
-                _SOCK_DIAG_BY_FAMILY, _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states)
-            )
+            for body in _sockets(netlink, family, states)
         ]
+
+
+def _sockets(netlink: Netlink, family: socket.AddressFamily, states: int) -> list[bytes]:
+    try:
+        return netlink.dump(
+            _SOCK_DIAG_BY_FAMILY, _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states)
+        )
+    except FileNotFoundError:  # a kernel without IPv6 has no sockets of it
+        if family is socket.AF_INET:
+            raise
+        return []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from nodeagent.redirect.backend import Backends
+from nodeagent.redirect import pod as in_pod
+from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.iptables_choice import find_variant
@@ -71,6 +72,21 @@ def test_a_look_runs_no_program(
         assert inside(pod, backend.ensure, SPEC) == ()
         assert inside(pod, backend.stands)
         assert not inside(pod, other.stands)
+
+
+def test_a_crowd_in_a_chain_with_our_name_runs_no_program(
+    pod: Pod, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L36: what is longer than anything that Istio's agent makes is nobody's of ours, unlisted."""
+    rules = "".join(f"-A ISTIO_OUTPUT -p tcp -m tcp --dport {n} -j RETURN\n" for n in range(MANY))
+    text = f"*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\n{rules}COMMIT\n"
+    inside(pod, restore, variant, Family.V4, text)
+    backends = Backends.choose(None)
+    with monkeypatch.context() as patch:
+        break_programs(tmp_path, patch, "iptables", "run")
+        assert inside(pod, backends.sweep) == Swept()
+        assert not inside(pod, in_pod.stands, backends)
+    assert listing(pod, variant).count("-A ISTIO_OUTPUT") == MANY
 
 
 def cost(pod: Pod, backend: IptablesBackend) -> float:
