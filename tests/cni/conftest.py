@@ -12,7 +12,7 @@ from tests.cni import chains
 from tests.cni import libcni as driver
 from tests.cni.chains import EchoingAgent
 from tests.cni.libcni import Libcni
-from tests.cni.shim_process import ModelAgent, build_hasty
+from tests.cni.shim_process import ModelAgent, build_shim
 
 _NO_LIBRARY = driver.missing()
 _NO_PLUGINS = _NO_LIBRARY or chains.missing()
@@ -32,9 +32,15 @@ def shim() -> Path:
 
 
 @pytest.fixture(scope="session")
+def checked_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The binary under the sanitizers; it waits for longer than any test, so what ends was told."""
+    return build_shim(tmp_path_factory.mktemp("shim") / "checked-shim")
+
+
+@pytest.fixture(scope="session")
 def hasty_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The binary under the sanitizers, with short deadlines."""
-    return build_hasty(tmp_path_factory.mktemp("shim") / "hasty-shim")
+    """The same, with short deadlines: for calls that nobody ever answers."""
+    return build_shim(tmp_path_factory.mktemp("shim") / "hasty-shim", answer=1.5, restart=0.8)
 
 
 @pytest.fixture

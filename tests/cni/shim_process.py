@@ -20,6 +20,9 @@ AGENT = "IgnoreUnknown=1;K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=nodeagent-x
 ZTUNNEL = "IgnoreUnknown=1;K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=ztunnel-x2x4z"
 PREVIOUS = b'{ "cniVersion":"1.0.0", "z": 1e2,\n\t"ips":[{"address":"10.0.0.7/24"}],"a":"\\u00e9" }'
 
+HOUR = 3600.0
+"""Seconds; no test comes to its end."""
+
 LET_THROUGH = {
     "namespaces": ["kube-system"],
     "agent": {"namespace": "istio-system", "podPrefix": "nodeagent-"},
@@ -85,10 +88,19 @@ def build_checked(output: Path, *, program: tuple[Path | str, ...], flags: tuple
     return output
 
 
-def build_hasty(output: Path) -> Path:
-    """Compile the whole binary under the sanitizers, with deadlines that tests can wait for."""
-    deadlines = ("INPUT_DEADLINE_MS=500", "ANSWER_DEADLINE_MS=1500", "RESTART_PATIENCE_MS=800")
-    flags = tuple(f"-D{deadline}" for deadline in deadlines)
+def build_shim(
+    output: Path, *, reading: float = HOUR, answer: float = HOUR, restart: float = HOUR
+) -> Path:
+    """Compile the whole binary under the sanitizers, with deadlines of so many seconds.
+
+    `reading`: for standard input; `answer`: for the agent's; `restart`: for an agent that is away.
+    """
+    deadlines = {
+        "INPUT_DEADLINE_MS": reading,
+        "ANSWER_DEADLINE_MS": answer,
+        "RESTART_PATIENCE_MS": restart,
+    }
+    flags = tuple(f"-D{name}={seconds * 1000:.0f}" for name, seconds in deadlines.items())
     return build_checked(output, program=tuple(sources()), flags=flags)
 
 

@@ -65,17 +65,19 @@ async def test_success_may_say_nothing(shim: Path, model_agent: ModelAgent, comm
     assert await run(shim, command, configuration(model_agent.socket)) == Finished(0, b"")
 
 
-async def test_largest_input_and_answer_pass(hasty_shim: Path, model_agent: ModelAgent) -> None:
+async def test_largest_input_and_answer_pass(checked_shim: Path, model_agent: ModelAgent) -> None:
     """A mebibyte passes in each direction."""
     empty = configuration(model_agent.socket, b'{"x":""}')
     filling = b"x" * (1024 * 1024 - len(empty))
     model_agent.body = b'{"y":"' + b"y" * (1024 * 1024 - 8) + b'"}'
-    done = await run(hasty_shim, "ADD", configuration(model_agent.socket, b'{"x":"%b"}' % filling))
+    done = await run(
+        checked_shim, "ADD", configuration(model_agent.socket, b'{"x":"%b"}' % filling)
+    )
     assert done == Finished(0, model_agent.body)
     assert len(model_agent.bodies[0].split(b"\0\0", 1)[1]) == 1024 * 1024
 
 
-async def test_refusal_of_a_request_half_sent(hasty_shim: Path, tmp_path: Path) -> None:
+async def test_refusal_of_a_request_half_sent(checked_shim: Path, tmp_path: Path) -> None:
     """An agent that refuses before it has read everything is heard all the same."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,7 +88,7 @@ async def test_refusal_of_a_request_half_sent(hasty_shim: Path, tmp_path: Path) 
     socket = tmp_path / "pluginevent.sock"
     stdin = configuration(socket, b'{"x":"' + b"x" * 1_000_000 + b'"}')
     async with stranger(socket, refuse):
-        assert await run(hasty_shim, "ADD", stdin) == Finished(1, ERROR)
+        assert await run(checked_shim, "ADD", stdin) == Finished(1, ERROR)
 
 
 async def test_hundred_at_once(shim: Path, model_agent: ModelAgent) -> None:
@@ -108,16 +110,16 @@ async def test_version_needs_no_agent(shim: Path) -> None:
 
 
 @pytest.mark.parametrize("stdin", [b"", b"nonsense", b"{}", b'{"cniVersion":7}'])
-async def test_version_without_a_configuration(hasty_shim: Path, stdin: bytes) -> None:
+async def test_version_without_a_configuration(checked_shim: Path, stdin: bytes) -> None:
     """VERSION answers in the newest version where none is named."""
-    done = await run(hasty_shim, "VERSION", stdin)
+    done = await run(checked_shim, "VERSION", stdin)
     assert done.status == 0
     assert json.loads(done.stdout)["cniVersion"] == "1.1.0"
 
 
-async def test_reader_that_has_gone(hasty_shim: Path, model_agent: ModelAgent) -> None:
+async def test_reader_that_has_gone(checked_shim: Path, model_agent: ModelAgent) -> None:
     """A result that nobody reads is a failure, not death by a signal."""
-    process = await start(hasty_shim, {"CNI_COMMAND": "ADD"})
+    process = await start(checked_shim, {"CNI_COMMAND": "ADD"})
     assert process.stdin is not None
     transport = process._transport  # type: ignore[attr-defined]
     transport.get_pipe_transport(1).close()
