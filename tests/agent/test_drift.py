@@ -95,6 +95,14 @@ DAMAGES: dict[str, tuple[Callable[[Pod], object], str]] = {
     "policy6": (shell("ip -6 rule del pref 32764"), "policy rule for IPv6 is missing"),
     "route4": (shell("ip route flush table 100"), "local route for IPv4 is missing"),
     "route6": (shell("ip -6 route flush table 100"), "local route for IPv6 is missing"),
+    "taken4": (
+        shell("ip route replace unreachable default table 100"),
+        "policy rule for IPv4 in table 15100 is missing",
+    ),
+    "taken6": (
+        shell("ip -6 rule add from 2001:db8::1 lookup 100"),
+        "policy rule for IPv6 in table 15100 is missing",
+    ),
 }
 """What is done to a pod, and how the agent tells of it; named after the pod that it is done to."""
 
