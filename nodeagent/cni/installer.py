@@ -273,7 +273,9 @@ class Installer:
 
     def _say_no_own_file(self, reason: str) -> None:
         if reason and reason != self._no_own_file:
-            log.warning(
+            # Only where the runtime cannot be asked there is something to be done about it.
+            unknown = self._placement.loading.most is None
+            (log.warning if unknown else log.info)(
                 "our cni entry goes into the primary's own file, as with"
                 " ISTIO_OWNED_CNI_CONFIG=false",
                 reason=reason,
@@ -319,11 +321,12 @@ def _undone(found: Directory, wanted: Plan, entry: Entry, *, executable: bool) -
     if not executable:
         return f"the binary {OURS} was deleted or changed"
     standing = found.files.get(wanted.target)
-    if standing is None:
-        return f"{wanted.target} was deleted"
-    if (ours := entry_of(standing)) is None:
-        moves_here = any(entry_of(data) for data in found.files.values())
-        return "" if moves_here else f"our entry was taken out of {wanted.target}"
+    ours = entry_of(standing) if standing is not None else None
+    if ours is None:
+        if any(entry_of(data) for data in found.files.values()):
+            return ""  # it moves here from another file
+        what = "was deleted" if standing is None else "has lost our entry"
+        return f"{wanted.target} {what}"
     if wanted.target != wanted.primary and wanted.changes.get(wanted.primary, b"") is None:
         return f"{wanted.primary} was written again beside {wanted.target}"
     if not alike(ours, entry):

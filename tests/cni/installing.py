@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import subprocess
@@ -77,8 +76,8 @@ class Node:
 
     def installer(self, **settings: Any) -> Installer:
         """Make an installer for it; `settings` are its own, or those of its placement."""
-        fields = {field.name for field in dataclasses.fields(Placement)} & settings.keys()
-        place = {"own_file": OWN, **{name: settings.pop(name) for name in fields}}
+        names = {"conf_name", "chained", "own_file"} & settings.keys()
+        place = {"own_file": OWN, **{name: settings.pop(name) for name in names}}
         return Installer(
             **{
                 "net_dir": str(self.net),

@@ -13,9 +13,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodeagent.cni import installer as module
+from nodeagent.cni.loading import Loading
 from nodeagent.cni.plan import plan
 from nodeagent.cni.reverting import Brake
-from tests.cni.installing import CORPUS, ENTRY, OWN, Looks, Node, installed, put, said
+from tests.cni.installing import CORPUS, CRIO, ENTRY, OWN, Looks, Node, installed, put, said
 from tests.eventually import PATIENCE, eventually
 
 FLANNEL = "10-flannel.conflist"
@@ -293,6 +294,48 @@ async def test_stand_alone(node: Node) -> None:
         node.has("00-multus.conf")
     assert set(node.files()) == {"00-multus.conf", "YYY-istio-cni.conf"}
     assert json.loads((node.net / "YYY-istio-cni.conf").read_bytes())["type"] == "nodeagent"
+
+
+async def test_runtime_answers_late(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the runtime tells what it loads, the entry is where it cannot harm; then it moves."""
+    monkeypatch.setattr(module, "ASK_SOON", 0.05)
+    primary = node.has(FLANNEL)
+    node.loading = Loading(source="nobody listens; set CONTAINER_RUNTIME_ENDPOINT")
+    with capture_logs() as log:
+        async with node.installing() as installer:
+            await installed(installer)
+            assert node.types(FLANNEL) == ["flannel", "portmap", "nodeagent"]
+            assert OWN not in node.files()
+            node.loading = CRIO
+            await node.chained()
+            await eventually(lambda: node.types(FLANNEL) == ["flannel", "portmap"])
+    assert primary.read_bytes() == (CORPUS / FLANNEL).read_bytes()
+    warnings = [entry for entry in log if entry["log_level"] != "info"]
+    assert [entry["reason"] for entry in warnings] == [
+        "it is not known which files are loaded: nobody listens; set CONTAINER_RUNTIME_ENDPOINT"
+    ]
+
+
+async def test_runtime_that_restarts_is_believed_on(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the runtime does not answer, what it said last holds: our own file stays."""
+    monkeypatch.setattr(module, "ASK_AGAIN", 0.02)
+    node.has(FLANNEL)
+    asked = 0
+
+    async def told() -> Loading:
+        nonlocal asked
+        asked += 1
+        return CRIO if asked == 1 else Loading(source="nobody listens")
+
+    async with node.installing(loading=told) as installer:
+        await installed(installer)
+        whole = node.files()
+        await eventually(lambda: asked > 3)
+        (node.net / OWN).unlink()
+        await node.chained()
+        assert node.files() == whole
 
 
 async def test_istio_is_taken_over(node: Node) -> None:
