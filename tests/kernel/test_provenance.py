@@ -11,7 +11,7 @@ from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.iptables_programs import Variant, restore
 from nodeagent.redirect.rules import Family
 from tests.kernel.strangers import NAT, STRANGERS, everything, sidecar
-from tests.kernel.xtables import ISTIO, SPEC, inside, listing
+from tests.kernel.xtables import ISTIO, ISTIO_TPROXY, SPEC, inside, listing
 from tests.lab.pod import Pod
 
 CHOICES = [None, *Variant]
@@ -117,6 +117,14 @@ def test_what_istios_agent_left_goes(pod: Pod, variant: Variant, family: Family)
     assert inside(pod, in_pod.stands, backends)
     assert inside(pod, in_pod.remove, backends) == (f"rules in iptables-{variant} are not wanted",)
     assert "ISTIO" not in listing(pod, variant, family)
+
+
+@pytest.mark.parametrize("variant", Variant)
+def test_what_an_older_one_left_goes(pod: Pod, variant: Variant) -> None:
+    """L42: until 1.23 inbound traffic was taken with TPROXY, in table mangle."""
+    inside(pod, restore, variant, Family.V4, ISTIO_TPROXY)
+    assert inside(pod, in_pod.remove, Backends.choose(None))
+    assert "ISTIO" not in listing(pod, variant)
 
 
 @pytest.mark.parametrize("variant", Variant)
