@@ -193,6 +193,7 @@ class Workload(Generic[N]):
             "redirection": self.reported.value if self.reported else None,
             "verified": self.verified,
             "mended": self.mended,
+            "uncleaned": self.uncleaned,
         }
 
 

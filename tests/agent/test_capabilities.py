@@ -160,7 +160,9 @@ async def test_a_leftover_that_cannot_go_stands_before_nothing(
                 pod.shell("ip rule del pref 32764")
                 await node.until(pod, lambda row, before=verified: row["verified"] > before)  # type: ignore[misc]
             [said] = lines(node, "leftovers stay in a pod")
+            uncleaned = {each: (node.row(each) or {})["uncleaned"] for each in (former, user)}
     assert said["pod"] == f"shop/{pod_name}"
+    assert {reason for reason in uncleaned.values() if reason} == {said["reason"]}
     assert f"CAP_{missing[0]} is missing" in said["reason"]
     assert "SELinux" not in said["reason"]
 
