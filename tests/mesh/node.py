@@ -250,7 +250,7 @@ class Bench:
 async def bench(
     node: Node,
     *,
-    verify_interval: float = 60,
+    verify_interval: float = 3600,
     removal_grace: float = 0,
     ztunnels: Ztunnels[Held] | None = None,
 ) -> AsyncIterator[Bench]:

@@ -1,6 +1,7 @@
 """The life of a pod in the heart, with everything around it able to fail."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import MutableMapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.workload import Redirection, State
 from tests.eventually import eventually
 from tests.mesh.node import Bench, Node, bench
+from tests.virtual_time import run_virtually
 
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 SHOP = Namespace("shop")
@@ -656,7 +658,7 @@ def test_any_history(lives: list[list[tuple[str, object]]]) -> None:
 
     Each list is one life of an agent.
     """
-    asyncio.run(play(lives))
+    run_virtually(play(lives))
 
 
 ONE_PODS = st.one_of(
@@ -677,7 +679,7 @@ IN_THE_MESH: list[tuple[str, object]] = [("see", "1", True, True), ("turns", 20)
 def test_annotation_in_any_history(lives: list[list[tuple[Any, int]]]) -> None:
     """L41: every value that is ever written: while the pod is wanted, none takes `enabled` back."""
     steps = [[each for step, turns in life for each in (step, ("turns", turns))] for life in lives]
-    asyncio.run(play([IN_THE_MESH, *steps]))
+    run_virtually(play([IN_THE_MESH, *steps]))
 
 
 async def play(lives: list[list[tuple[str, object]]]) -> None:
@@ -914,9 +916,10 @@ async def test_faults_of_a_pod_that_is_being_deleted_are_no_warnings() -> None:
 
 async def test_what_should_pass_and_does_not_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod whose `lo` somebody has taken down for good is said, once."""
-    monkeypatch.setattr(reconciler, "TEAR_DOWN", 0.02)
+    loop, begun = asyncio.get_running_loop(), time.time()
+    monkeypatch.setattr(time, "time", lambda: begun + loop.time())
     node = Node(namespaces={U1: 1})
-    node.failures["ensure"] = [TransientError("the loopback interface is down")] * 10
+    node.failures["ensure"] = [TransientError("the loopback interface is down")] * 15
     async with bench(node) as on:
         with capture_logs() as logs:
             await enrolled(on)
