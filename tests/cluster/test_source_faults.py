@@ -217,6 +217,8 @@ async def test_lists_from_the_cache(cluster: Cluster) -> None:
         assert "limit=" not in again
         cluster.make("c")
         await told.has("a", "b", "c")
+        # Or a watch on its way would be told so in vain.
+        await cluster.watched()
         cluster.proxy.answer_gone(match=WATCH_OF_PODS)
         cluster.proxy.answer(504, json.dumps(TOO_LARGE), match=LIST_OF_PODS)
         cluster.proxy.cut()
