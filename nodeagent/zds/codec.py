@@ -56,14 +56,18 @@ def check_hello(packet: bytes) -> None:
 
 
 def answer(packet: bytes) -> str:
-    """Read a response; the text is ztunnel's error, empty for success. Raises ``ProtocolError``."""
+    """Read a response; the text is ztunnel's error, empty for success.
+
+    It ends in logs, events and on terminals, so what is not printable is replaced. Raises
+    ``ProtocolError``.
+    """
     try:
         response = pb.WorkloadResponse.FromString(packet)
     except DecodeError as error:
         raise ProtocolError("its answer is no WorkloadResponse") from error
     if response.WhichOneof("payload") != "ack":
         raise ProtocolError("its answer carries no Ack")
-    return response.ack.error
+    return "".join(each if each.isprintable() else "?" for each in response.ack.error)
 
 
 def _request(message: pb.WorkloadRequest) -> bytes:

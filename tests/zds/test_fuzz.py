@@ -1,54 +1,107 @@
-"""What strangers may send to the ZDS socket: any packets at all."""
+"""What a peer that is no ztunnel sends: only the room's own exceptions, in bounded time."""
 
 import asyncio
-import contextlib
-import socket
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from nodeagent.mesh.enrolment import RefusedError
+from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.zds import codec
-from nodeagent.zds.codec import PACKET_LIMIT, ProtocolError
-from tests.zds.conftest import serving
-from tests.zds.model import HELLO, OK
+from nodeagent.zds import zds_pb2 as pb
+from nodeagent.zds.codec import PACKET_LIMIT, PacketTooLargeError, ProtocolError
+from tests.zds.conftest import a_pod, serving
+from tests.zds.model import HELLO, OK, ModelZtunnel, Mood, new_namespace
 
+ANSWERS = st.builds(
+    lambda error: pb.WorkloadResponse(ack=pb.Ack(error=error)).SerializeToString(),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
+)
 PACKETS = st.one_of(
-    st.sampled_from([HELLO, OK, HELLO + OK, b"", b"\x08", b"\x12\x80\x80\x80\x80\x10"]),
-    st.binary(max_size=64),
-    st.binary(min_size=PACKET_LIMIT - 1, max_size=PACKET_LIMIT + 1),
+    st.binary(max_size=PACKET_LIMIT + 64),
+    st.sampled_from([HELLO, OK, b"", b"\x0a" * PACKET_LIMIT, b"\x0a\xff\xff\xff\xff\x0f"]),
+    ANSWERS,
+    st.builds(lambda packet, more: packet + more, ANSWERS, st.binary(max_size=64)),
 )
 
 
 @pytest.mark.fuzz
-@given(packet=PACKETS)
-def test_packet_is_understood_or_refused(packet: bytes) -> None:
-    """A packet is a message, or ends the connection; nothing else comes of it."""
+@given(PACKETS)
+def test_any_packet(packet: bytes) -> None:
+    """A hello and an answer are read, or refused with `ProtocolError`; the text is for people."""
     for read in (codec.check_hello, codec.answer):
-        with contextlib.suppress(ProtocolError):
-            read(packet)
+        try:
+            text = read(packet)
+        except ProtocolError as error:
+            text = str(error)
+        assert text is None or (text.isprintable() and len(text) <= 2 * PACKET_LIMIT)
 
 
 @pytest.mark.fuzz
-@given(packets=st.lists(PACKETS, max_size=6))
-def test_stranger_disturbs_nobody(
-    tmp_path_factory: pytest.TempPathFactory, packets: list[bytes]
+@given(st.text(max_size=400), st.text(max_size=400), st.text(max_size=400), st.text(max_size=400))
+def test_any_pod(uid: str, name: str, namespace: str, account: str) -> None:
+    """A pod is encoded in what ztunnel can read, or refused with `PacketTooLargeError`."""
+    pod = Pod(uid=PodUID(uid), name=name, namespace=namespace, service_account=account)
+    try:
+        assert len(codec.add_workload(pod)) <= PACKET_LIMIT
+    except PacketTooLargeError:
+        return
+    for packet in (codec.keep_workload(pod.uid), codec.del_workload(pod.uid)):
+        assert len(packet) <= PACKET_LIMIT
+
+
+@pytest.mark.fuzz
+@settings(deadline=None)
+@given(
+    hello=st.one_of(st.just(HELLO), PACKETS),
+    unasked=st.lists(PACKETS, max_size=3),
+    answers=st.lists(st.lists(PACKETS, max_size=3), max_size=6),
+)
+def test_any_peer(hello: bytes, unasked: list[bytes], answers: list[list[bytes]]) -> None:
+    """Whatever it says, and when: others are served, and nothing is a fault of ours."""
+    with capture_logs() as logs, tempfile.TemporaryDirectory() as directory:
+        asyncio.run(meet(Path(directory), hello, unasked, answers))
+    assert not [line for line in logs if line["log_level"] == "error"]
+
+
+async def meet(
+    directory: Path, hello: bytes, unasked: list[bytes], answers: list[list[bytes]]
 ) -> None:
-    """Whatever one connection sends, a ztunnel that connects then gets its snapshot."""
-    asyncio.run(play(tmp_path_factory.mktemp("zds"), packets))
+    with new_namespace() as held, new_namespace() as other:
+        async with serving(directory) as served:
+            offers: list[asyncio.Task[Any]] = []
+
+            def offer(uid: str) -> None:
+                namespace = held if uid == "1" else other
+                offers.append(asyncio.create_task(served.book.offer(a_pod(uid), namespace)))
+
+            offer("1")
+            stranger = served.connect(hello=hello or None)
+            stranger.mood = Mood.SILENT
+            to_say = iter(answers)
+
+            def say(_kind: str, _uid: str) -> None:
+                for packet in next(to_say, []):
+                    _send(stranger, packet)
+
+            stranger.on_request = say
+            for packet in unasked:
+                _send(stranger, packet)
+            offer("2")
+            ztunnel = served.connect()
+            while not await ztunnel.snapshot_came():
+                ztunnel = served.connect()
+            async with asyncio.timeout(30):
+                done = await asyncio.gather(*offers, return_exceptions=True)
+            assert all(isinstance(each, bool | RefusedError) for each in done)
+            assert set(ztunnel.workloads) == {"1", "2"}
 
 
-async def play(directory: Path, packets: list[bytes]) -> None:
-    faults: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
-    async with serving(directory) as served:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
-            stranger.connect(served.path)
-            stranger.setblocking(False)
-            for packet in packets:
-                with contextlib.suppress(OSError):
-                    stranger.send(packet)
-            ztunnel = await served.connected()
-            assert ztunnel.workloads == {}
-    assert not faults
+def _send(ztunnel: ModelZtunnel, packet: bytes) -> None:
+    if not ztunnel.ended:
+        ztunnel.answer(packet)
