@@ -3,6 +3,8 @@
 import json
 from collections.abc import Sequence
 
+import pytest
+
 from nodeagent.selfcheck.places import check_zds_socket
 from tests.agent.processes import AMBIENT
 from tests.eventually import eventually
@@ -78,3 +80,27 @@ async def test_quiet_node(node: Node) -> None:
     await node.until_heard()
     told = [line for line in lines(node)[before:] if line["level"] != "debug"]
     assert told == [], shown(told)
+
+
+@pytest.mark.parametrize("how", ["deleted", "deleted by force", "its sandbox is made again"])
+async def test_end_of_a_pod(node: Node, how: str) -> None:
+    """No line is above `info`, though the runtime takes `lo` down before the plugin's DEL comes,
+    which the drift watch hears of first.
+    """
+    await node.start()
+    for number in range(3):
+        pod = await node.run(f"web-{number}")
+        await node.until_annotated(pod, "enabled")
+        if how == "its sandbox is made again":
+            await node.containerd.remove_sandbox(pod.sandbox)
+            node.say(await node.sandbox(pod.name, pod.uid))
+            await node.until_state(pod.uid, "enrolled")
+            continue
+        if how == "deleted":
+            node.delete(pod, grace=30)
+            await node.until_heard()
+        await node.containerd.remove_sandbox(pod.sandbox)
+        node.forget(pod)
+        await eventually(lambda uid=pod.uid: node.row(uid) is None)  # type: ignore[misc]
+    loud = [line for line in lines(node) if line["level"] not in _QUIET]
+    assert loud == [], shown(loud)
