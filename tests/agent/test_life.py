@@ -225,6 +225,29 @@ async def test_pod_whose_first_look_fails_keeps_its_listeners(lab: Lab, node: No
     await stub.stop()
 
 
+async def test_one_namespace_is_one_pods(
+    lab: Lab, node: Node, ztunnels: list[ModelZtunnel]
+) -> None:
+    """L39: a second pod that is found in it is refused, which the log tells as a security event."""
+    web = lab.add_pod("web")
+    node.write(web)
+    node.start()
+    ztunnel = await reconnected(node, ztunnels)
+    await node.until_state(web, "enrolled")
+    before = ruleset(web)
+    poser = replace(web, name="poser")
+    node.write(poser)
+    await node.until_state(poser, "retrying")
+    node.write(poser, labels={})
+    await node.until_state(poser, "outside")
+    assert ztunnel.workloads == {"uid-web": NetnsId.of_path(web.path)}
+    assert ruleset(web) == before
+    told = [line for line in node.log.read_text().splitlines() if "security: " in line]
+    assert [(json.loads(line)["pod"], json.loads(line)["holder"]) for line in told] == [
+        ("shop/poser", "shop/web")
+    ]
+
+
 async def test_sandbox_made_again(lab: Lab, node: Node, ztunnels: list[ModelZtunnel]) -> None:
     """L14: the same UID in a new namespace is enrolled there, and the old one is let go."""
     old, new = lab.add_pod("old"), lab.add_pod("new")
