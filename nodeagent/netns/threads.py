@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from nodeagent import kernel
-from nodeagent.netns.costs import Account, Limits
+from nodeagent.netns.costs import Account, Cost, Limits
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 
 T = TypeVar("T")
@@ -29,12 +29,12 @@ T = TypeVar("T")
 LANE = 4
 """Jobs at a time in the lane of ordinary pods: both cores of a small node are busy while
 others wait for the kernel to finish a transaction."""
-SLOW_LANE = 2
-"""Jobs at a time in the lane of costly pods: less than the processor has room for."""
+SLOW_LANE = 4
+"""Jobs at a time in the lane of costly pods. They do not leave it before their end."""
 OVERTIME = 0.25
 """Seconds; a hundred times what a look at an ordinary pod takes."""
 MOST_OVERTIME = 16
-"""Jobs that run on beside the lanes; beyond it, they keep their places."""
+"""Jobs that run on beside the lane; beyond it, they keep their places."""
 _FAREWELL = 5.0
 """Seconds that `close` waits for jobs; the kernel may hold one for longer."""
 _SWEEP = 1024
@@ -57,7 +57,7 @@ class NamespaceThreads:
         *,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         overtime: float = OVERTIME,
-        clock: Callable[[], float] = time.monotonic,
+        so_far: Callable[[], Cost] = Cost.so_far,
     ) -> None:
         """`size`: jobs at a time in the lane of ordinary pods; `overtime` is in seconds.
 
@@ -66,7 +66,7 @@ class NamespaceThreads:
         self._may_take = overtime
         self._home = NetworkNamespace.current()
         self._limits = limits
-        self._clock = clock
+        self._so_far = so_far
         self._lane = asyncio.Semaphore(size)
         self._slow_lane = asyncio.Semaphore(SLOW_LANE)
         self._namespaces: dict[NetnsId, _Namespace] = {}
@@ -125,12 +125,13 @@ class NamespaceThreads:
     def _begin(
         self, target: int, function: Callable[[], T], place: "_Place"
     ) -> "asyncio.Future[T]":
-        job = _Job(target, function, place, self._clock, self._ended)
+        job = _Job(target, function, place, self._so_far, self._ended)
         self._running += 1
         if self._closed:
             job.refuse()
             return job.result
-        place.overtime = job.loop.call_later(self._may_take, self._give_up_place, place)
+        if place.lane is self._lane:
+            place.overtime = job.loop.call_later(self._may_take, self._give_up_place, place)
         if self._running > len(self._threads):
             self._start_thread()
         self._jobs.put(job)
@@ -141,7 +142,7 @@ class NamespaceThreads:
             self._overtime += 1
             place.leave_lane()
 
-    def _ended(self, place: "_Place", cost: float, lost: threading.Thread | None) -> None:
+    def _ended(self, place: "_Place", cost: Cost, lost: threading.Thread | None) -> None:
         self._running -= 1
         if lost is not None:
             self._threads.discard(lost)
@@ -167,7 +168,9 @@ class NamespaceThreads:
             if len(self._namespaces) >= self._sweep_at:
                 self._namespaces = {n: one for n, one in self._namespaces.items() if one.in_use}
                 self._sweep_at = max(_SWEEP, 2 * len(self._namespaces))
-            known = self._namespaces[netns] = _Namespace(Account(self._limits, self._clock))
+            known = self._namespaces[netns] = _Namespace(
+                Account(self._limits, lambda: self._so_far().held)
+            )
         return known
 
 
@@ -179,11 +182,11 @@ class _Namespace:
     def __init__(self, account: Account) -> None:
         self.account = account
         self.turn = asyncio.Lock()
-        """Held from before a job's rest until its end, which may outlast its caller."""
+        """Held until a job's end, which may outlast its caller."""
 
     @property
     def in_use(self) -> bool:
-        return self.turn.locked() or self.account.spent > 0
+        return self.turn.locked() or not self.account.settled
 
 
 class _Place:
@@ -194,7 +197,7 @@ class _Place:
     def __init__(self, namespace: _Namespace, lane: asyncio.Semaphore) -> None:
         self._namespace = namespace
         self.lane: asyncio.Semaphore | None = lane
-        """None: the job runs beside the lanes."""
+        """None: the job runs on beside the lane of ordinary pods."""
         self.overtime: asyncio.TimerHandle | None = None
 
     def leave_lane(self) -> None:
@@ -202,7 +205,7 @@ class _Place:
             self.lane.release()
             self.lane = None
 
-    def leave(self, cost: float) -> None:
+    def leave(self, cost: Cost) -> None:
         if self.overtime is not None:
             self.overtime.cancel()
         self._namespace.account.charge(cost)
@@ -218,38 +221,39 @@ class _Job(Generic[T]):
         target: int,
         function: Callable[[], T],
         place: _Place,
-        clock: Callable[[], float],
-        ended: Callable[[_Place, float, threading.Thread | None], None],
+        so_far: Callable[[], Cost],
+        ended: Callable[[_Place, Cost, threading.Thread | None], None],
     ) -> None:
         self._target = target
         self._function = function
         self._place = place
-        self._clock = clock
+        self._so_far = so_far
         self._ended = ended
         self.loop = asyncio.get_running_loop()
         self.result: asyncio.Future[T] = self.loop.create_future()
 
     def do(self, home: int) -> bool:
         """Do it, in one of the threads; return whether the thread is at `home` again."""
-        began = self._clock()
+        began = self._so_far()
         try:
             value, error = _run_inside(self._target, self._function), None
         except BaseException as caught:  # noqa: BLE001 - handed to the caller, whatever it is
             value, error = None, caught
         returned = _returned_to(home)
+        cost = self._so_far().since(began)
         lost = None if returned else threading.current_thread()
         # RuntimeError: the loop ended while the job ran; nobody waits for it.
         with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._settle, value, error, self._clock() - began, lost)
+            self.loop.call_soon_threadsafe(self._settle, value, error, cost, lost)
         return returned
 
     def refuse(self) -> None:
         """End it without having begun."""
         os.close(self._target)
-        self._settle(None, OSError("the agent stops"), 0.0, None)
+        self._settle(None, OSError("the agent stops"), Cost(0, 0), None)
 
     def _settle(
-        self, value: Any, error: BaseException | None, cost: float, lost: threading.Thread | None
+        self, value: Any, error: BaseException | None, cost: Cost, lost: threading.Thread | None
     ) -> None:
         self._ended(self._place, cost, lost)
         if self.result.done():
