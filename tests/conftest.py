@@ -1,7 +1,8 @@
 """What several tiers share, and which of them are left out here."""
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,19 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import DEPLOY, apply, build
 from tests.cni import chains, libcni
 from tests.runtime import containerd, image
+from tests.virtual_time import VirtualLoop
 
 settings.register_profile("gate", deadline=None)
 settings.register_profile("fuzz", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.get_closest_marker("virtual_time"):
+        return {"virtual": VirtualLoop}
+    return {"real": asyncio.new_event_loop}
 
 
 def pytest_report_header() -> list[str]:

@@ -22,6 +22,8 @@ from tests.cni.container_runtime import serving
 from tests.cni.test_request import either
 from tests.eventually import PATIENCE
 
+pytestmark = pytest.mark.virtual_time
+
 ODD_NUMBERS = [
     "0",
     "-0.0",

@@ -17,6 +17,8 @@ from tests.eventually import PATIENCE, eventually
 from tests.mesh.node import Node
 from tests.mesh.test_reconciler import SHOP, a_pod
 
+pytestmark = pytest.mark.virtual_time
+
 DIFFERS = 100
 
 

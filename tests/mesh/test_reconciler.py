@@ -24,6 +24,8 @@ from tests.eventually import eventually
 from tests.mesh.node import Bench, Node, bench
 from tests.virtual_time import run_virtually
 
+pytestmark = pytest.mark.virtual_time
+
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 SHOP = Namespace("shop")
 ENABLED = {REDIRECTION: "enabled"}

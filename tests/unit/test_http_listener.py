@@ -17,6 +17,9 @@ from nodeagent.http_listener import Bounds, application, serve_http
 from nodeagent.sockets import listening
 from tests.descriptors import open_descriptors
 from tests.eventually import eventually
+from tests.virtual_time import run_virtually
+
+pytestmark = pytest.mark.virtual_time
 
 GET = b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n"
 FEW = Bounds(connections=24, seconds=60, body=1000)
@@ -237,7 +240,7 @@ def test_garbage(tmp_path_factory: pytest.TempPathFactory, garbage: bytes) -> No
                 await writer.wait_closed()
 
     try:
-        asyncio.run(play())
+        run_virtually(play())
     finally:
         logging.getLogger().removeHandler(handler)
     assert not problems

@@ -17,6 +17,8 @@ from tests.eventually import eventually
 from tests.zds.conftest import ANSWER_TIMEOUT, Served, a_pod, serving
 from tests.zds.model import HELLO, OK, ModelZtunnel, Mood
 
+pytestmark = pytest.mark.virtual_time
+
 NewNamespace = Callable[[], NetworkNamespace]
 
 

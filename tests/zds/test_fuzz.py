@@ -15,6 +15,8 @@ from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.zds import codec
 from nodeagent.zds import zds_pb2 as pb
 from nodeagent.zds.codec import PACKET_LIMIT, PacketTooLargeError, ProtocolError
+from tests.eventually import PATIENCE
+from tests.virtual_time import run_virtually
 from tests.zds.conftest import a_pod, serving
 from tests.zds.model import HELLO, OK, ModelZtunnel, Mood, new_namespace
 
@@ -65,7 +67,7 @@ def test_any_pod(uid: str, name: str, namespace: str, account: str) -> None:
 def test_any_peer(hello: bytes, unasked: list[bytes], answers: list[list[bytes]]) -> None:
     """Whatever it says, and when: others are served, and nothing is a fault of ours."""
     with capture_logs() as logs, tempfile.TemporaryDirectory() as directory:
-        asyncio.run(meet(Path(directory), hello, unasked, answers))
+        run_virtually(meet(Path(directory), hello, unasked, answers))
     assert not [line for line in logs if line["log_level"] == "error"]
 
 
@@ -96,7 +98,7 @@ async def meet(
             ztunnel = served.connect()
             while not await ztunnel.snapshot_came():
                 ztunnel = served.connect()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 done = await asyncio.gather(*offers, return_exceptions=True)
             assert all(isinstance(each, bool | RefusedError) for each in done)
             assert set(ztunnel.workloads) == {"1", "2"}

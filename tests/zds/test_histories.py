@@ -16,8 +16,11 @@ from nodeagent.mesh.enrolment import RefusedError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.namespace import NetworkNamespace
 from tests.eventually import PATIENCE
+from tests.virtual_time import run_virtually
 from tests.zds.conftest import Served, a_pod, serving
 from tests.zds.model import ModelZtunnel, Mood, new_namespace
+
+pytestmark = pytest.mark.virtual_time
 
 UIDS = st.sampled_from("abcd")
 STEPS = st.one_of(
@@ -125,5 +128,5 @@ def test_any_history(steps: list[tuple[Any, ...]], namespaces: list[NetworkNames
     """L11, L12, L13, L14: whatever comes in whatever order, nothing is lost, leaked or stuck."""
     before = sorted(os.listdir("/proc/self/fd"))
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(play(directory, steps, namespaces))
+        run_virtually(play(directory, steps, namespaces))
     assert sorted(os.listdir("/proc/self/fd")) == before

@@ -12,6 +12,8 @@ from nodeagent.netns.namespace import NetworkNamespace
 from tests.zds.conftest import Served, a_pod
 from tests.zds.model import OK, Mood
 
+pytestmark = pytest.mark.virtual_time
+
 NewNamespace = Callable[[], NetworkNamespace]
 
 

@@ -19,8 +19,11 @@ from nodeagent.netns.namespace import NetworkNamespace
 from tests.eventually import eventually
 from tests.mesh.node import Bench, Held, Node, bench
 from tests.mesh.test_reconciler import AMBIENT, a_pod
+from tests.virtual_time import run_virtually
 from tests.zds.conftest import Served, serving
 from tests.zds.model import ModelZtunnel, Mood, new_namespace
+
+pytestmark = pytest.mark.virtual_time
 
 UIDS = st.sampled_from("123")
 FAULTS = st.sampled_from(["retry", "give up", "bug", "hang"])
@@ -230,4 +233,4 @@ def test_no_wanted_pod_is_ever_missing(
 ) -> None:
     """L31: with faults and hanging looks at any step, sandboxes replaced, and agents restarted."""
     with capture_logs():  # tracebacks take longer to render than ztunnel waits
-        asyncio.run(play(lives, namespaces))
+        run_virtually(play(lives, namespaces))
