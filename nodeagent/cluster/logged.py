@@ -16,6 +16,10 @@ class LoggedStatus:
         word = redirection.value if redirection else "none"
         log.info("redirection", pod=str(pod), uid=pod.uid, redirection=word)
 
+    def delivered(self, uid: PodUID) -> bool:  # noqa: ARG002 - as the other reporter has it
+        """The log takes everything."""
+        return True
+
     def contested(self, pod: Pod, times: int) -> None:
         """Log that somebody works against the agent."""
         log.error(

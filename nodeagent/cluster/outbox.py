@@ -56,6 +56,9 @@ class Outbox(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._waiting
+
     def put(self, key: K, value: V) -> None:
         """Deliver `value`, and nothing that was put under `key` before."""
         if self._waiting.get(key) != value:

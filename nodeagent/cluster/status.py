@@ -67,6 +67,10 @@ class KubernetesStatus:
         patch = _Patch(path=_status_of(pod), uid=pod.uid, redirection=redirection)
         self._patches.put(pod.uid, patch)
 
+    def delivered(self, uid: PodUID) -> bool:
+        """Whether the pod's annotation is as it was reported last."""
+        return uid not in self._patches
+
     def contested(self, pod: Pod, times: int) -> None:
         """Say on the pod that somebody works against the agent."""
         self._log.contested(pod, times)

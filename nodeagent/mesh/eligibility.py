@@ -15,6 +15,10 @@ _APP = "app"
 """The label that tells ztunnel's own pods, as Istio's chart sets it."""
 
 
+RELEASED = "the agent is being uninstalled"
+"""The reason for which no pod is in the mesh any more."""
+
+
 class Wanted(Enum):
     """Whether a pod belongs in the mesh. Not knowing is an answer of its own (L16)."""
 
@@ -38,6 +42,8 @@ class Policy:
     enablement: EnablementSelectors = DEFAULT_ENABLEMENT
     system_namespace: str = "istio-system"
     excluded_namespaces: frozenset[str] = frozenset({"kube-system"})
+    released: bool = False
+    """The agent goes for good, and takes every pod out of the mesh before."""
 
 
 def deciding_labels(enablement: EnablementSelectors) -> frozenset[str]:
@@ -59,6 +65,8 @@ def decide_by_namespace(name: str, policy: Policy) -> Decision | None:
 
 def decide(pod: Pod, namespace: Namespace | None, policy: Policy) -> Decision:
     """Decide for `pod`; `namespace` is None where it has not been seen yet."""
+    if policy.released:
+        return Decision(Wanted.NO, RELEASED)
     selected = _selected(pod, namespace, policy.enablement)
     if selected.wanted is Wanted.NO:
         return selected

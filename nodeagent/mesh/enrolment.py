@@ -12,7 +12,7 @@ from typing import Generic, Protocol
 
 import structlog
 
-from nodeagent.mesh.eligibility import Wanted
+from nodeagent.mesh.eligibility import RELEASED, Wanted
 from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
 from nodeagent.mesh.pod import SIDECAR_STATUS, Pod, PodUID
 from nodeagent.mesh.workload import N, N_contra, Redirection, State, Watch, Workload
@@ -25,6 +25,10 @@ TEAR_DOWN = 5.0
 
 _LOOKS_FOR_LEFTOVERS = 5
 """Attempts for a pod of the first list of which nothing says that it was ever in the mesh."""
+
+
+HEARD = 2.0
+"""Seconds that the control plane and the peers' ztunnels have to hear of an annotation."""
 
 
 class RefusedError(RetryError):
@@ -122,6 +126,9 @@ class Reporter(Protocol):
 
     def report(self, pod: Pod, redirection: Redirection | None) -> None:
         """The pod's redirection is this now; None: it is not redirected."""
+
+    def delivered(self, uid: PodUID) -> bool:
+        """Whether the cluster has taken what was reported of the pod last."""
 
     def contested(self, pod: Pod, times: int) -> None:
         """Something else keeps changing the redirection; it was mended so many `times`."""
@@ -302,27 +309,40 @@ async def _remove(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]
             row.be(State.WAITING, "has no address yet, by which rules that it had could be found")
             return
         await _survey(row, parts, rows)
+    released = row.decision.reason == RELEASED
     if row.namespace is not None:
-        if parts.removal_grace and await _goes_on(row, row.namespace, parts):
+        if (parts.removal_grace or released) and await _goes_on(row, row.namespace, parts):
             return
-        await parts.probes.remove(row.uid)
+        if not released:
+            await parts.probes.remove(row.uid)
         await _free(row, row.namespace, parts)
     row.existing = False  # first: from here on no snapshot names the pod
     await parts.ztunnels.withdraw(row.uid)
     _report(row, None, parts)
+    if released:
+        # Last: until its rules are gone, kubelet's probes of the pod need it.
+        await parts.probes.remove(row.uid)
     row.let_go()
     row.be(State.OUTSIDE, row.decision.reason)
 
 
 async def _goes_on(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
-    """Whether connections through ztunnel are open, and may be for some time yet."""
+    """Whether connections through ztunnel are open, and may be for some time yet.
+
+    At an uninstall also until peers had the time to hear that the pod leaves: what they
+    send to ztunnel's port then would find nobody, and nobody would mend that.
+    """
     # First of all: peers that are told in time send nothing new to ztunnel either.
     _report(row, None, parts)
+    released = row.decision.reason == RELEASED
+    if released and not parts.reporter.delivered(row.uid):
+        raise TransientError("the API has not taken yet that the pod leaves the mesh")
     row.redirected = None
     left = await parts.redirector.release(namespace, row.pod)
     now = asyncio.get_running_loop().time()
     row.leaving_since = row.leaving_since or now
-    if left == 0 or now - row.leaving_since >= parts.removal_grace:
+    waited = now - row.leaving_since
+    if (left == 0 or waited >= parts.removal_grace) and (not released or waited >= HEARD):
         return False
     row.be(State.LEAVING, f"{row.decision.reason}; connections that are still open: {left}")
     return True

@@ -1,6 +1,7 @@
 """One worker per pod: runs the enrolment until it holds, and looks again from time to time."""
 
 import asyncio
+import contextlib
 import random
 import time
 from typing import Generic
@@ -53,6 +54,23 @@ class Reconciler(Generic[N]):
         """Wait until every pod that is in the table now had its first attempt."""
         for row in self.table:
             await row.until(lambda row: row.attempts > 0)
+
+    async def release(self, seconds: float) -> list[Workload[N]]:
+        """Take every pod out of the mesh in order, for good; return those that are not out.
+
+        For a pod of which the API could not be told within the time, nothing has changed:
+        peers that take it for enrolled go on being served.
+        """
+        self.table.release()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for row in self.table:
+                    await row.until(_is_out)
+        remain = [row for row in self.table if not _is_out(row)]
+        for row in remain:
+            if not self._parts.reporter.delivered(row.uid):
+                self._parts.reporter.report(row.pod, Redirection.ENABLED)
+        return remain
 
     def wake(self, row: Workload[N]) -> None:
         """Something about the pod may have changed: look at it now."""
@@ -164,3 +182,7 @@ class Reconciler(Generic[N]):
         if not row.told_broken and now - row.broken_since >= TOLD_AFTER:
             row.told_broken = True
             self._parts.reporter.broken(row.pod, row.detail)
+
+
+def _is_out(row: Workload[N]) -> bool:
+    return row.gone or (row.state is State.OUTSIDE and row.namespace is None)

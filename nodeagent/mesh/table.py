@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Generic
 
 from nodeagent.mesh.eligibility import Policy, Wanted, decide
@@ -117,6 +118,12 @@ class Table(Generic[N]):
     async def until_synced(self) -> None:
         """Return once all that existed at the start has been seen."""
         await self._synced.wait()
+
+    def release(self) -> None:
+        """From now on no pod is wanted: the agent goes for good."""
+        self._policy = replace(self._policy, released=True)
+        for namespace in {row.seen.namespace for row in self._rows.values()}:
+            self._decide_again(namespace)
 
     def forget(self, row: Workload[N]) -> None:
         """Drop the row of a pod that is gone and for which nothing is left to do."""

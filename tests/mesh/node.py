@@ -92,6 +92,8 @@ class Node:
     open: list[Held] = field(default_factory=list)
     connections: int = 0
     probed: set[PodUID] = field(default_factory=set)
+    undelivered: set[PodUID] = field(default_factory=set)
+    """The pods of which the API has not taken the last report."""
     silent: tuple[int, ...] = ()
     watches: list[Watching] = field(default_factory=list)
     failed_for_good: list[str] = field(default_factory=list)
@@ -198,6 +200,9 @@ class Node:
             self.left.discard(pod.uid)
         self.annotations[pod.uid] = redirection
         self.written[pod.uid].append(redirection)
+
+    def delivered(self, uid: PodUID) -> bool:
+        return uid not in self.undelivered
 
     def contested(self, pod: Pod, times: int) -> None:
         self.steps.append((f"contested {times}", pod.uid))

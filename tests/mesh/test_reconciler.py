@@ -109,6 +109,37 @@ async def test_leaving_pod_that_comes_back() -> None:
         assert on.row("1").mended == 0
 
 
+async def test_order_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At an uninstall peers hear first: annotation, time to hear, rules, ztunnels, probes last."""
+    monkeypatch.setattr(enrolment, "HEARD", 0.05)
+    node = Node(undelivered={U1})
+    async with bench(node) as on:
+        await enrolled(on)
+        on.node.steps.clear()
+        releasing = asyncio.create_task(on.reconciler.release(5))
+        await on.until_state("1", State.RETRYING)
+        assert node.did("1") == ["report None"], "the API has not taken it yet"
+        node.undelivered.clear()
+        assert await releasing == []
+        assert node.did("1") == [
+            "report None", "release", "release", "remove", "withdraw", "unprobe"
+        ]  # fmt: skip
+        assert (node.rules, node.open, node.probed) == (set(), [], set())
+        on.table.pod_seen(a_pod("2"))
+        await on.until_state("2", State.OUTSIDE)
+
+
+async def test_release_that_the_api_does_not_take() -> None:
+    """Peers that cannot be told send HBONE still: such a pod stays in the mesh, as it was."""
+    node = Node(undelivered={U1})
+    async with bench(node) as on:
+        await enrolled(on)
+        [row] = await on.reconciler.release(0.1)
+        assert row.uid == U1
+        assert (node.rules, node.ztunnel, node.probed) == ({1}, {U1: 1}, {U1})
+        assert node.annotations == {U1: Redirection.ENABLED}
+
+
 async def test_pod_that_is_gone_is_not_entered() -> None:
     """A pod that is gone is told to ztunnel and let go of; its namespace is left alone."""
     async with bench(Node()) as on:
