@@ -57,15 +57,21 @@ def _run(_: argparse.Namespace, settings: config.Settings) -> int:
         return _failed(error)
 
 
-def _uninstall(_: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent import agent
+def _uninstall(options: argparse.Namespace, settings: config.Settings) -> int:
+    from nodeagent import leaving
+    from nodeagent.cluster.api import NoClusterError
 
     def remove() -> int:
-        for line in asyncio.run(agent.uninstall(settings)):
+        leaving.check_no_agent(settings)
+        done = asyncio.run(leaving.uninstall(settings, release_pods=options.release_pods))
+        for line in done.lines:
             print(line)
-        return 0
+        return 0 if done.complete else 1
 
-    return _answered(remove)
+    try:
+        return _answered(remove)
+    except NoClusterError as error:
+        return _failed(f"{error}. Without a cluster, name a folder of manifests (POD_MANIFESTS)")
 
 
 def _check(_: argparse.Namespace, settings: config.Settings) -> int:
@@ -163,9 +169,16 @@ def _parser() -> argparse.ArgumentParser:
         help="a pod in --pod-manifests, with what its annotations ask for; may be repeated",
     )
     _add_settings(rules)
-    _add_settings(
-        add("uninstall", _uninstall, "remove all from the host, when the agent goes for good")
+    uninstall = add(
+        "uninstall", _uninstall, "remove all from the host, when the agent goes for good"
     )
+    uninstall.usage = "nodeagent uninstall [--release-pods] [setting ...]"
+    uninstall.add_argument(
+        "--release-pods",
+        action="store_true",
+        help="take every pod of the node out of the mesh before, in order",
+    )
+    _add_settings(uninstall)
     status = add("status", _status, "show the pods that the running agent knows, and why")
     status.usage = "nodeagent status [--json] [setting ...]"
     status.add_argument("--json", action="store_true", help="all that is known, for programs")

@@ -347,6 +347,15 @@ class Settings:
         default="istio-system",
         help="the namespace of that pod",
     )
+    release_pods_on_uninstall: bool = _setting(
+        _AGENT,
+        "BOOL",
+        parse_bool,
+        default=False,
+        shown="false",
+        help="when the agent goes from its node for good, take every pod out of the mesh before,\n"
+        "in order; otherwise they stay redirected until they are made anew",
+    )
     log_level: str = _setting(
         _AGENT,
         "LEVEL",

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 _TIMEOUT = 2.0
 """Seconds; an agent has five to stop."""
 _SOON, _LONGEST = 0.1, 60.0
+_GRACE = 30.0
+"""Kubernetes' own default."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _NAME_FIELD = "metadata.name"
 
@@ -43,6 +45,8 @@ class Departure:
         self._daemonsets = f"/apis/apps/v1/namespaces/{quote(pod_namespace, safe='')}/daemonsets"
         self._node = f"/api/v1/nodes/{quote(node_name, safe='')}"
         self._daemonset: str | None = None
+        self.grace = _GRACE
+        """Seconds that kubelet gives the agent to stop."""
         self._ending = ""
         """What the watch told last of the DaemonSet's end, in words."""
 
@@ -150,6 +154,9 @@ class Departure:
     async def _owner(self) -> str:
         """Raises ``ApiError``, ``UnclearError``."""
         pod = await self._api.get(f"{self._pods}/{quote(self._pod_name, safe='')}")
+        match pod:
+            case {"spec": {"terminationGracePeriodSeconds": int(seconds)}}:
+                self.grace = float(seconds)
         try:
             owner = projection.controller(pod, "DaemonSet")
         except ProjectionError as error:

@@ -1,10 +1,12 @@
 """Taking rules and sets for health probes off the host: only what is proven to be ours (L30)."""
 
+import contextlib
 import re
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from nodeagent.mesh.pod import IPAddress
 from nodeagent.redirect.errors import RedirectError
 from nodeagent.redirect.iptables_programs import Variant
 from nodeagent.redirect.iptables_save import Chain
@@ -53,6 +55,20 @@ def remove(
     if None in backends:
         _remove_table(rules, done, istios_too=istios_too)
     return done
+
+
+def probed_addresses() -> frozenset[IPAddress]:
+    """The addresses in the sets of every backend, in the calling thread's network namespace.
+
+    Without those of a backend that the kernel does not have.
+    """
+    found: set[IPAddress] = set()
+    with contextlib.suppress(RedirectError), ProbeIpsets() as sets:
+        for version in SETS:
+            found.update(sets.owners(version))
+    with contextlib.suppress(RedirectError), contextlib.closing(ProbeTable()) as table:
+        found.update(table.owners())
+    return frozenset(found)
 
 
 def _remove_chains(variant: Variant, done: Removal, *, istios_too: bool) -> set[int]:

@@ -118,8 +118,11 @@ class Node:
         """Have the next agent be one that hears of pods from the API alone."""
         del self.agent.flags["cni_net_dir"]
 
-    def register(self, *taints: Object) -> str:
-        """Make the Node object, and the pod in which the next agent runs. Returns its UID."""
+    def register(self, *taints: Object, grace: int = 30) -> str:
+        """Make the Node object, and the pod in which the next agent runs. Returns its UID.
+
+        `grace`: the seconds that kubelet gives that pod to stop.
+        """
         node = {"metadata": {"name": self.name, "labels": LINUX}, "spec": {"taints": taints}}
         self.admin.post("/api/v1/nodes", node)
         daemonset = self.admin.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{ACCOUNT}")
@@ -131,7 +134,8 @@ class Node:
             "controller": True,
         }
         name = f"{ACCOUNT}-{self.name.removeprefix('node-'):0>5}"
-        made = self.admin.make_pod(NAMESPACE, name, node=self.name)
+        spec = {"terminationGracePeriodSeconds": grace}
+        made = self.admin.make_pod(NAMESPACE, name, node=self.name, spec=spec)
         self.admin.patch(
             f"/api/v1/namespaces/{NAMESPACE}/pods/{name}",
             {"metadata": {"ownerReferences": [owner]}},

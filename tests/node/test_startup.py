@@ -1,4 +1,4 @@
-"""How a node begins and ends: the chain, the first pods, the taint, the uninstall."""
+"""How a node begins: the chain, the first pods, the taint, and a stop that is no end."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,14 +7,13 @@ import pytest
 import yaml
 
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.manifests import DEPLOY, NAMESPACE, apply, build
+from tests.cluster.manifests import DEPLOY, NAMESPACE, apply
 from tests.eventually import eventually
 from tests.node.node import MODE, OUTSIDE, WAITS, Node, host_rules
 from tests.node.traffic import through, undisturbed
 
 TAINT = {"key": "cni.istio.io/not-ready", "effect": "NoSchedule"}
 OTHER = {"key": "gpu", "effect": "NoSchedule"}
-KINDS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "DaemonSet")
 
 
 @pytest.fixture
@@ -26,13 +25,6 @@ def may_untaint(deployed: ControlPlane) -> Iterator[None]:
     yield
     for document in granted:
         deployed.admin.delete(deployed.admin.path_of(document))
-
-
-@pytest.fixture
-def deployed_again(deployed: ControlPlane) -> Iterator[None]:
-    """Puts back what the test deletes."""
-    yield
-    apply(deployed.admin, build(DEPLOY / "base"))
 
 
 async def test_enrolled_before_its_address_is_known(node: Node) -> None:
@@ -156,31 +148,3 @@ async def test_node_goes_down(node: Node) -> None:
             assert await node.agent.stop() == 0
         assert (node.chain()[-1], host_rules()) == ("nodeagent", stood)
     assert WAITS in await node.refused("late", node.make("late"))
-
-
-@pytest.mark.parametrize("deleted", [{"DaemonSet"}, set(KINDS)])
-@pytest.mark.usefixtures("deployed_again")
-async def test_uninstall(node: Node, deleted: set[str]) -> None:
-    """L18: with its DaemonSet deleted all of it goes, and earlier sandboxes can still end.
-
-    The permissions may go before it, as `kubectl delete -k` has it.
-    """
-    before = {path: path.read_bytes() for path in node.containerd.net_dir.iterdir()}
-    node.register()
-    await node.start()
-    web, server = await node.run("web"), await node.run("server", labels=OUTSIDE)
-    assert host_rules()
-    for document in build(DEPLOY / "base"):
-        if document["kind"] in deleted:
-            node.admin.delete(node.admin.path_of(document))
-    await node.until_heard()
-    async with asyncio.timeout(5):
-        assert await node.agent.stop() == 0
-    assert {path: path.read_bytes() for path in node.containerd.net_dir.iterdir()} == before
-    assert not host_rules()
-    assert await through(web, server), "it is labelled into the mesh still"
-    assert (node.containerd.bin_dir / "nodeagent").exists(), "a sandbox needs it still"
-    await node.end(web)
-    assert web.sandbox not in await node.containerd.sandboxes()
-    late = await node.sandbox("late", node.make("late"))
-    assert not await through(late, server)
