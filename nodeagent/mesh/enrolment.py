@@ -309,17 +309,12 @@ async def _remove(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]
             row.be(State.WAITING, "has no address yet, by which rules that it had could be found")
             return
         await _survey(row, parts, rows)
-    released = row.decision.reason == RELEASED
-    if row.namespace is not None:
-        if (parts.removal_grace or released) and await _goes_on(row, row.namespace, parts):
-            return
-        if not released:
-            await parts.probes.remove(row.uid)
-        await _free(row, row.namespace, parts)
+    if row.namespace is not None and not await _free(row, row.namespace, parts):
+        return
     row.existing = False  # first: from here on no snapshot names the pod
     await parts.ztunnels.withdraw(row.uid)
     _report(row, None, parts)
-    if released:
+    if row.decision.reason == RELEASED:
         # Last: until its rules are gone, kubelet's probes of the pod need it.
         await parts.probes.remove(row.uid)
     row.let_go()
@@ -348,18 +343,25 @@ async def _goes_on(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
     return True
 
 
-async def _free(row: Workload[N], namespace: N, parts: Parts[N]) -> None:
-    """Take the redirection out.
+async def _free(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
+    """Take the redirection out. Returns False where open connections are waited for first.
 
     Where nothing says that the pod was ever in the mesh, a look that fails is not an error
     for long: it is left as it is.
     """
+    released = row.decision.reason == RELEASED
     try:
+        if (parts.removal_grace or released) and await _goes_on(row, namespace, parts):
+            return False
+        if not released:
+            await parts.probes.remove(row.uid)
         await parts.redirector.remove(namespace, row.pod)
     except RetryError as error:
-        if row.verified or row.reported or row.attempts < _LOOKS_FOR_LEFTOVERS:
+        begun_here = row.watch is not None  # rules may stand, even if not all that was meant to
+        if begun_here or row.was_annotated or row.attempts < _LOOKS_FOR_LEFTOVERS:
             raise
         log.info("not looked through for rules", pod=str(row.pod), uid=row.uid, reason=str(error))
+    return True
 
 
 async def _survey(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:

@@ -50,6 +50,7 @@ class Table(Generic[N]):
                 existing=not self._synced.is_set(),
                 slipped_by=decision.wanted is Wanted.YES and pod.phase == "Running",
                 reported=(reported := reported_on(pod)),
+                was_annotated=reported is not None,
                 promised=reported is Redirection.ENABLED,
             )
             self._rows[pod.uid] = row

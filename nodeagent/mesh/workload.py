@@ -99,6 +99,8 @@ class Workload(Generic[N]):
     """Loop time at which nothing new was sent to ztunnel any more."""
     reported: Redirection | None = None
     """What the pod's annotation says, as far as is known here."""
+    was_annotated: bool = False
+    """The annotation said at first that the pod is redirected: a former agent's rules may stand."""
     promised: bool = False
     """The annotation was `enabled` at first, or as it was last written here (L41).
 

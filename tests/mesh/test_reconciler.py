@@ -509,26 +509,42 @@ async def test_pod_with_a_sidecar_is_never_entered(annotations: dict[str, str]) 
         assert (on.node.rules, on.table.kept()) == ({1}, [])
 
 
-async def test_pod_that_never_was_in_the_mesh_is_not_looked_through_for_ever() -> None:
+@pytest.mark.parametrize("step", ["remove", "release"])
+async def test_pod_that_never_was_in_the_mesh_is_not_looked_through_for_ever(step: str) -> None:
     """L30: a look for an earlier agent's rules that fails is no error of a pod without any."""
     node = Node(namespaces={U1: 1})
-    node.failures["remove"] = [RetryError("refused")] * 100
-    async with bench(node) as on:
+    node.failures[step] = [RetryError("refused")] * 100
+    async with bench(node, removal_grace=60) as on:
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod(labels={}))
         await on.until_state("1", State.OUTSIDE)
         assert (node.open, on.table.kept()) == ([], [])
 
 
-async def test_pod_that_was_in_the_mesh_is_freed_however_long_it_takes() -> None:
+@pytest.mark.parametrize("step", ["remove", "release"])
+async def test_pod_that_was_in_the_mesh_is_freed_however_long_it_takes(step: str) -> None:
     """L30: nothing of ours stays because a look has failed a few times."""
     node = Node(namespaces={U1: 1}, rules={1})
-    node.failures["remove"] = [RetryError("refused")] * 7
-    async with bench(node) as on:
+    node.failures[step] = [RetryError("refused")] * 7
+    async with bench(node, removal_grace=60) as on:
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod(labels={}, annotations=ENABLED))
         await on.until_state("1", State.OUTSIDE)
         assert (node.rules, node.written[U1]) == (set(), [None])
+
+
+async def test_pod_of_which_only_a_part_was_redirected_is_freed() -> None:
+    """L30: what the agent has begun itself it takes out, however long that takes."""
+    node = Node(namespaces={U1: 1}, rules={1})
+    node.failures["ensure"] = [RetryError("no route")] * 100
+    node.failures["remove"] = [RetryError("refused")] * 7
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await eventually(lambda: on.row("1").attempts > 5)
+        on.table.pod_seen(a_pod(labels={}))
+        await on.until_state("1", State.OUTSIDE)
+        assert node.rules == set()
 
 
 async def test_pod_that_left_without_an_address_waits_for_one() -> None:

@@ -26,7 +26,8 @@ ANSWERS = st.builds(
 )
 PACKETS = st.one_of(
     st.binary(max_size=PACKET_LIMIT + 64),
-    st.sampled_from([HELLO, OK, b"", b"\x0a" * PACKET_LIMIT, b"\x0a\xff\xff\xff\xff\x0f"]),
+    st.sampled_from([HELLO, OK, HELLO + OK, b"", b"\x08", b"\x12\x80\x80\x80\x80\x10"]),
+    st.binary(min_size=PACKET_LIMIT - 1, max_size=PACKET_LIMIT + 1),
     ANSWERS,
     st.builds(lambda packet, more: packet + more, ANSWERS, st.binary(max_size=64)),
 )
@@ -74,6 +75,8 @@ def test_any_peer(hello: bytes, unasked: list[bytes], answers: list[list[bytes]]
 async def meet(
     directory: Path, hello: bytes, unasked: list[bytes], answers: list[list[bytes]]
 ) -> None:
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
     with new_namespace() as held, new_namespace() as other:
         async with serving(directory) as served:
             offers: list[asyncio.Task[Any]] = []
@@ -102,6 +105,7 @@ async def meet(
                 done = await asyncio.gather(*offers, return_exceptions=True)
             assert all(isinstance(each, bool | RefusedError) for each in done)
             assert set(ztunnel.workloads) == {"1", "2"}
+    assert not faults
 
 
 def _send(ztunnel: ModelZtunnel, packet: bytes) -> None:
