@@ -16,12 +16,12 @@ help: ## this list
 
 demo: ## show the main job: pods, redirected traffic, restarts (no root, no cluster)
 	@deploy/setup demo
-	@$(PYTHON) -m tests.demo
+	@$(PYTHON) -m tests.tools.demo
 
 quick: ## format, lint, types, layers, and the tests of the heart: under a minute
 	@deploy/setup demo
 	@$(MAKE) --no-print-directory lint types
-	$(PYTHON) -m pytest -n 2 -q tests/unit tests/mesh
+	$(PYTHON) -m pytest -n 2 -q tests/mesh tests/test_cli.py tests/test_config.py
 
 test: ## the whole gate: format, lint, types, layers, tests on the real kernel
 	@deploy/setup test
@@ -30,7 +30,7 @@ test: ## the whole gate: format, lint, types, layers, tests on the real kernel
 
 test-cluster: ## only what needs an API server, a container runtime, or both
 	@deploy/setup test
-	$(PYTHON) -m pytest -n 2 tests/cluster tests/runtime tests/node
+	$(PYTHON) -m pytest -n 2 -m "apiserver or runtime"
 
 fuzz: ## the tests that feed hostile input, for some minutes instead of seconds
 	@deploy/setup test
@@ -38,7 +38,7 @@ fuzz: ## the tests that feed hostile input, for some minutes instead of seconds
 
 bench: ## the figures of docs/performance.md, on this machine
 	@deploy/setup test
-	@$(PYTHON) -m tests.bench
+	@$(PYTHON) -m tests.tools.bench
 
 fmt: ## format what a program can format: Python and C
 	@deploy/setup demo

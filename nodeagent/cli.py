@@ -45,9 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(_: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent import agent, loop_watch
+    from nodeagent import loop_watch
+    from nodeagent.agent import run as agent
     from nodeagent.cluster.api import NoClusterError
-    from nodeagent.cni.binary import NoBinaryError
+    from nodeagent.cni.install.binary import NoBinaryError
 
     try:
         return _answered(lambda: loop_watch.run(agent.run(settings)))
@@ -58,7 +59,7 @@ def _run(_: argparse.Namespace, settings: config.Settings) -> int:
 
 
 def _uninstall(options: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent import leaving
+    from nodeagent.agent import leaving
     from nodeagent.cluster.api import NoClusterError
 
     def remove() -> int:
@@ -75,14 +76,14 @@ def _uninstall(options: argparse.Namespace, settings: config.Settings) -> int:
 
 
 def _check(_: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent.selfcheck.check import show
-    from nodeagent.selfcheck.run import run_checks
+    from nodeagent.commands.check.check import show
+    from nodeagent.commands.check.run import run_checks
 
     return _answered(lambda: show(asyncio.run(run_checks(settings))))
 
 
 def _rules(options: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent import preview
+    from nodeagent.commands import rules as preview
 
     try:
         for text in preview.rules(settings, options.pod):

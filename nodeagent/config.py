@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from nodeagent import checks
+from nodeagent import validators as checks
 from nodeagent.log import Format, printable
 from nodeagent.mesh.gobool import parse_bool
 from nodeagent.mesh.selector import DEFAULT_ENABLEMENT, EnablementSelectors, parse_enablement
@@ -139,7 +139,7 @@ class Settings:
         parse_enablement,
         default=DEFAULT_ENABLEMENT,
         shown="istio.io/dataplane-mode=ambient on the pod or on its namespace",
-        help="list of podSelector/namespaceSelector pairs, any of which enrols a pod",
+        help="list of podSelector/namespaceSelector pairs, any of which enrolls a pod",
     )
     system_namespace: str = _setting(
         _MESH,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import http_exceptions, web
 
-from nodeagent.sockets import accepting
+from nodeagent.linux.unix_sockets import accepting
 
 log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ class Bounds:
     """What the clients of one socket may cost together."""
 
     connections: int
-    """At one time; at the least three times `nodeagent.sockets.AT_ONCE`, so that a new
+    """At one time; at the least three times `nodeagent.linux.unix_sockets.AT_ONCE`, so that a new
     connection is read before others can displace it."""
     seconds: float
     """For a connection until its request's header is there, and once more for taking

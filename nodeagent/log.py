@@ -22,8 +22,8 @@ def configure(level: str, fmt: Format = "auto") -> None:
     configuration. Raises ``KeyError`` for an unknown level.
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    colours = sys.stderr.isatty()
-    console = fmt == "console" or (fmt == "auto" and colours)
+    colors = sys.stderr.isatty()
+    console = fmt == "console" or (fmt == "auto" and colors)
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -41,7 +41,7 @@ def configure(level: str, fmt: Format = "auto") -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                *(_for_people(colours=colours) if console else _for_machines()),
+                *(_for_people(colors=colors) if console else _for_machines()),
             ],
         )
     )
@@ -62,9 +62,9 @@ def printable(text: str) -> str:
     )
 
 
-def _for_people(*, colours: bool) -> list[Processor]:
+def _for_people(*, colors: bool) -> list[Processor]:
     renderer = structlog.dev.ConsoleRenderer(
-        colors=colours, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+        colors=colors, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
     )
     return [_only_printable, renderer]
 

@@ -8,7 +8,7 @@ worker has a network namespace to itself, so that tests do not meet there.
 import os
 import sys
 
-from nodeagent import kernel
+from nodeagent.linux import syscalls as kernel
 
 _INSIDE = "NODEAGENT_TEST_SANDBOX"
 _UNPRIVILEGED = ("--user", "--map-root-user")

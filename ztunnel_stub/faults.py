@@ -1,4 +1,4 @@
-"""Misbehaviour on request, for tests of the agent."""
+"""Misbehavior on request, for tests of the agent."""
 
 import math
 from collections import Counter

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, closing
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from nodeagent import kernel
-from nodeagent.descriptors import make_room
+from nodeagent.linux import syscalls as kernel
+from nodeagent.linux.fd_limit import make_room
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from ztunnel_stub.admin import AdminError, admin, readiness

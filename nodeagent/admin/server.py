@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from aiohttp import web
 
 from nodeagent.http_listener import Bounds, application, serve_http
-from nodeagent.sockets import listening, listening_on_network
+from nodeagent.linux.unix_sockets import listening, listening_on_network
 
 _PROBES = Bounds(connections=256, seconds=5)
 """Kubelet opens one connection for each probe, and waits for a second. Any pod can connect."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Container
 from functools import partial
 from urllib.parse import quote
 
-from nodeagent import checks
+from nodeagent import validators as checks
 from nodeagent.cluster import projection
 from nodeagent.cluster.api import ApiError, ApiServer
 from nodeagent.cluster.known import Gone, Seen

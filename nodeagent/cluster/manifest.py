@@ -1,6 +1,6 @@
 """One file of Kubernetes manifests, read into pods and namespaces.
 
-Whoever may write the file may enrol pods, but a slip in it must not take the agent
+Whoever may write the file may enroll pods, but a slip in it must not take the agent
 down: size, depth and number are bounded, and every error names document and field.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from nodeagent import checks
+from nodeagent import validators as checks
 from nodeagent.mesh.pod import (
     LONGEST_ANNOTATION,
     RELEVANT_ANNOTATIONS,

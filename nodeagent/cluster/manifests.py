@@ -25,7 +25,7 @@ from nodeagent.cluster.source import (
     PodSeen,
     Synced,
 )
-from nodeagent.folder_watch import Change, FolderWatch
+from nodeagent.linux.directory_watch import Change, FolderWatch
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
 
 log = structlog.get_logger()

@@ -5,7 +5,7 @@ from collections.abc import Container, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from nodeagent import checks
+from nodeagent import validators as checks
 from nodeagent.mesh.pod import (
     LONGEST_ANNOTATION,
     NETNS_PATH,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nodeagent.cni.conflist import ISTIO, OURS, BeyondUsError, ConfError, ConfList
+from nodeagent.cni.install.conflist import ISTIO, OURS, BeyondUsError, ConfError, ConfList
 
 Files = Mapping[str, bytes]
 """Content by name: what there is, as runtimes see it."""

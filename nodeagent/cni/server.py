@@ -16,8 +16,8 @@ from nodeagent.cni.configuration import NEWEST
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.plugin import Answer, Plugin
 from nodeagent.http_listener import Bounds, application, serve_http
+from nodeagent.linux.unix_sockets import listening
 from nodeagent.mesh.workload import N
-from nodeagent.sockets import listening
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""One worker per pod: runs the enrolment until it holds, and looks again from time to time."""
+"""One worker per pod: runs the enrollment until it holds, and looks again from time to time."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import structlog
 
 from nodeagent.mesh.backoff import Backoff
 from nodeagent.mesh.eligibility import Policy
-from nodeagent.mesh.enrolment import TEAR_DOWN, NetnsConflictError, Parts, reconcile
+from nodeagent.mesh.enrollment import TEAR_DOWN, NetnsConflictError, Parts, reconcile
 from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.mesh.table import Table
@@ -135,7 +135,7 @@ class Reconciler(Generic[N]):
             return backoff.delay()
         except GiveUpError as error:
             if row.be(State.FAILED, str(error)):
-                log.error("enrolment failed", pod=str(row.pod), uid=row.uid, reason=str(error))  # noqa: TRY400 - the reason is the message
+                log.error("enrollment failed", pod=str(row.pod), uid=row.uid, reason=str(error))  # noqa: TRY400 - the reason is the message
                 self._parts.reporter.failed(row.pod, str(error))
             return None
         except Exception as error:

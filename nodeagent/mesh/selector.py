@@ -90,7 +90,7 @@ def parse_enablement(text: str) -> EnablementSelectors:
     """Read the YAML list of ``podSelector`` / ``namespaceSelector`` pairs.
 
     Raises ``ValueError`` that names the entry and the field at fault: a selector
-    that is read wrongly would enrol the wrong pods.
+    that is read wrongly would enroll the wrong pods.
     """
     try:
         document = yaml.safe_load(text)

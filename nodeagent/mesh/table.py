@@ -102,7 +102,7 @@ class Table(Generic[N]):
         return row
 
     def namespace_seen(self, namespace: Namespace) -> None:
-        """A namespace exists and is labelled like this now."""
+        """A namespace exists and is labeled like this now."""
         if self._namespaces.get(namespace.name) != namespace:
             self._namespaces[namespace.name] = namespace
             self._decide_again(namespace.name)

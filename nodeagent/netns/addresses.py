@@ -6,8 +6,8 @@ from socket import AF_UNSPEC, NETLINK_ROUTE
 
 from pyroute2.netlink.rtnl import RTM_GETADDR
 
+from nodeagent.linux.netlink import Netlink, attributes
 from nodeagent.mesh.pod import IPAddress
-from nodeagent.netlink import Netlink, attributes
 
 # linux/if_addr.h
 _HEADER_SIZE = 8

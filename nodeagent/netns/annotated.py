@@ -22,7 +22,7 @@ class AnnotatedNamespaces:
         handed_over: str | None,
         held: NetworkNamespace | None = None,  # noqa: ARG002 - to look anew costs little
     ) -> NetworkNamespace:
-        """Open and verify; see `nodeagent.mesh.enrolment.NamespaceFinder`."""
+        """Open and verify; see `nodeagent.mesh.enrollment.NamespaceFinder`."""
         path = handed_over or pod.annotations.get(NETNS_PATH)
         if path is None:
             raise GiveUpError(f"annotation {NETNS_PATH} is missing: it names the network namespace")

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from nodeagent.mesh.errors import RetryError
 from nodeagent.netns import cri_pb2
-from nodeagent.netns.looks import Looks
+from nodeagent.netns.shared_scan import Looks
 
 ENDPOINTS = (
     "/run/k3s/containerd/containerd.sock",  # RKE2's as well

@@ -54,7 +54,7 @@ class Namespaces:
     async def find(
         self, pod: Pod, handed_over: str | None, held: NetworkNamespace | None = None
     ) -> NetworkNamespace:
-        """Open and verify; see `nodeagent.mesh.enrolment.NamespaceFinder`.
+        """Open and verify; see `nodeagent.mesh.enrollment.NamespaceFinder`.
 
         A namespace that is not the pod's is passed over: one of another pod, through
         which a process of this one goes (L10), or one that is gone by now. What each

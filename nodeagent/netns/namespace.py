@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from nodeagent import kernel
+from nodeagent.linux import syscalls as kernel
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nodeagent.mesh.errors import RetryError
 from nodeagent.netns.cgroup import pod_uid, pods_above
-from nodeagent.netns.looks import Looks
+from nodeagent.netns.shared_scan import Looks
 
 _MOST_READ = 64 << 10
 """Bytes of one file; the kernel writes at most 4 KiB for each of a dozen hierarchies (v1)."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from nodeagent import kernel
+from nodeagent.linux import syscalls as kernel
 from nodeagent.netns.costs import Account, Cost, Limits
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 

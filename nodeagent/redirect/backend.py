@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from nodeagent.redirect.errors import RedirectError
-from nodeagent.redirect.generation import own_generation
+from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.generation import own_generation
+from nodeagent.netfilter.iptables_legacy import legacy_in_use
+from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.redirect.iptables_backend import IptablesBackend
-from nodeagent.redirect.iptables_legacy import legacy_in_use
-from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.nftables_backend import NftablesBackend
+from nodeagent.redirect.nft_backend import NftablesBackend
 from nodeagent.redirect.rules import Family, PodRedirect
 
 

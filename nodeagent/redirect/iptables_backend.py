@@ -4,11 +4,11 @@ from functools import lru_cache, partial
 
 import structlog
 
-from nodeagent.redirect.errors import RedirectError
-from nodeagent.redirect.iptables import render, render_removal
-from nodeagent.redirect.iptables_programs import Variant, restore
+from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.redirect.iptables_provenance import conflicts, proven
-from nodeagent.redirect.iptables_standing import Tables, differences, read, reference
+from nodeagent.redirect.iptables_rules import render, render_removal
+from nodeagent.redirect.iptables_state import Tables, differences, read, reference
 from nodeagent.redirect.rules import Family, PodRedirect
 
 log = structlog.get_logger()

@@ -5,10 +5,10 @@ is ours, or of Istio's ambient agent, by what stands in it.
 """
 
 from nodeagent.mesh.overrides import MAX_INTERFACES
-from nodeagent.redirect.iptables import CHAINS, Place, Standing
-from nodeagent.redirect.iptables_programs import Variant, list_chain
-from nodeagent.redirect.iptables_save import Chain, statements
-from nodeagent.redirect.iptables_standing import Tables
+from nodeagent.netfilter.iptables_programs import Variant, list_chain
+from nodeagent.netfilter.iptables_save import Chain, statements
+from nodeagent.redirect.iptables_rules import CHAINS, Place, Standing
+from nodeagent.redirect.iptables_state import Tables
 from nodeagent.redirect.rules import Family, Table
 
 _MARK = b"nodeagent layout "

@@ -9,18 +9,18 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from nodeagent.mesh.backoff import Backoff
-from nodeagent.mesh.enrolment import Look
+from nodeagent.mesh.enrollment import Look
 from nodeagent.mesh.errors import RetryError, TransientError
 from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.netfilter.errors import LoopbackDownError, RedirectError
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
-from nodeagent.redirect import pod as in_pod
+from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends, Swept
-from nodeagent.redirect.errors import LoopbackDownError, RedirectError
-from nodeagent.redirect.intent import Intent
+from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.drift import DriftWatch, open_sockets
 from nodeagent.redirect.rules import PodRedirect
 from nodeagent.redirect.serving import open_connections, silent_ports
-from nodeagent.redirect.watch import DriftWatch, open_sockets
 
 log = structlog.get_logger()
 
@@ -29,7 +29,7 @@ _SWEEP_FIRST, _SWEEP_LONGEST = 1.0, 600.0
 
 
 class PodRedirector:
-    """Does the work of `nodeagent.redirect.pod` inside pods; see `mesh.enrolment.Redirector`."""
+    """Does the work of `redirect.in_pod` inside pods; see `mesh.enrollment.Redirector`."""
 
     def __init__(
         self,

@@ -8,8 +8,8 @@ import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nodeagent.netlink import Netlink
-from nodeagent.redirect.errors import RedirectError, translated
+from nodeagent.linux.netlink import Netlink
+from nodeagent.netfilter.errors import RedirectError, translated
 from nodeagent.redirect.routes import (
     Entry,
     LocalRoute,

@@ -23,7 +23,7 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWRULE,
 )
 
-from nodeagent.netlink import (
+from nodeagent.linux.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
@@ -32,7 +32,7 @@ from nodeagent.netlink import (
     attribute,
     attributes,
 )
-from nodeagent.redirect.errors import RedirectError
+from nodeagent.netfilter.errors import RedirectError
 from nodeagent.redirect.rules import REPLY_MARK, REPLY_PRIORITY, REPLY_TABLE, Family
 
 OWN_PROTOCOL = 111

@@ -3,8 +3,8 @@
 import socket
 import struct
 
-from nodeagent.netlink import Netlink
-from nodeagent.redirect.errors import translated
+from nodeagent.linux.netlink import Netlink
+from nodeagent.netfilter.errors import translated
 from nodeagent.redirect.rules import DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PodRedirect
 
 # linux/sock_diag.h, linux/inet_diag.h

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from nodeagent.mesh.enrolment import RefusedError
+from nodeagent.mesh.enrollment import RefusedError
 from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netns.namespace import NetworkNamespace
@@ -47,7 +47,7 @@ class Book:
         self._serial = 0
 
     async def offer(self, pod: Pod, namespace: NetworkNamespace) -> bool:
-        """Hand `pod` over; see `nodeagent.mesh.enrolment.Ztunnels`."""
+        """Hand `pod` over; see `nodeagent.mesh.enrollment.Ztunnels`."""
         try:
             packet = codec.add_workload(pod)
         except codec.PacketTooLargeError as error:
@@ -68,12 +68,12 @@ class Book:
         return offer.answer == ""
 
     def reclaim(self, uid: PodUID) -> None:
-        """Have nothing more sent of the namespace; see `nodeagent.mesh.enrolment.Ztunnels`."""
+        """Have nothing more sent of the namespace; see `nodeagent.mesh.enrollment.Ztunnels`."""
         if (offer := self._offers.pop(uid, None)) is not None:
             offer.answered.set()
 
     async def withdraw(self, uid: PodUID) -> None:
-        """Have every ztunnel let go of `uid`; see `nodeagent.mesh.enrolment.Ztunnels`."""
+        """Have every ztunnel let go of `uid`; see `nodeagent.mesh.enrollment.Ztunnels`."""
         self.reclaim(uid)
         told = [session.forget(uid) for session in self._sessions if session.knows(uid)]
         if told:

@@ -7,7 +7,7 @@ from functools import partial
 
 import structlog
 
-from nodeagent.sockets import accepting
+from nodeagent.linux.unix_sockets import accepting
 from nodeagent.zds.book import Book
 from nodeagent.zds.codec import ProtocolError
 from nodeagent.zds.connection import Connection, DisconnectedError, Peer

@@ -3,20 +3,13 @@
 import contextlib
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.agent.processes import Node
-from tests.lab.lab import Lab
 from tests.zds.model import ModelZtunnel
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.eventually import eventually
 from tests.lab.pod import Pod
 
 _SPAWN = multiprocessing.get_context("forkserver")
-_SPAWN.set_forkserver_preload(["nodeagent.agent", "tests.agent.steps", "ztunnel_stub.stub"])
+_SPAWN.set_forkserver_preload(["nodeagent.agent.run", "tests.agent.steps", "ztunnel_stub.stub"])
 
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
 
@@ -172,7 +172,8 @@ def _log_to(path: str) -> None:
 
 
 def _run(flags: dict[str, str], die_after: int, log_path: str, grant: Grant | None) -> None:
-    from nodeagent import agent, loop_watch  # noqa: PLC0415 - preloaded in the fork server
+    from nodeagent import loop_watch  # noqa: PLC0415 - preloaded in the fork server
+    from nodeagent.agent import run as agent  # noqa: PLC0415 - preloaded in the fork server
     from tests.agent import steps  # noqa: PLC0415
 
     _log_to(log_path)

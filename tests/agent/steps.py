@@ -6,10 +6,11 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from nodeagent.cluster.logged import LoggedStatus
+from nodeagent.cluster.log_reporter import LoggedStatus
+from nodeagent.netfilter import nft_batch as batch
 from nodeagent.netns.verify import Verifier
-from nodeagent.redirect import batch, pod
-from nodeagent.redirect.probes import HostProbes
+from nodeagent.probes.host_probes import HostProbes
+from nodeagent.redirect import in_pod as pod
 from nodeagent.zds.connection import Connection
 
 _POINTS: tuple[tuple[Any, str], ...] = (

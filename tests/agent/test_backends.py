@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from nodeagent.redirect.iptables_programs import Variant, restore
+from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.redirect.rules import Family
 from tests.agent.processes import Node, Stub
 from tests.eventually import eventually
-from tests.kernel import istio
-from tests.kernel.xtables import FOREIGN, inside, listing
+from tests.lab import istio
 from tests.lab.apps import ask, conversation, echo_app
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
+from tests.lab.xtables import FOREIGN, inside, listing
 
 APP = 8080
 BACKENDS = {

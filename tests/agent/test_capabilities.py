@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from nodeagent.redirect.iptables_programs import Variant, restore
+from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.redirect.rules import Family
 from tests.agent.processes import Node
 from tests.agent.ztunnels import reconnected
 from tests.capabilities import Grant, granted
-from tests.kernel.xtables import ISTIO, inside, listing
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
+from tests.lab.xtables import ISTIO, inside, listing
 from tests.zds.model import ModelZtunnel
 
 BACKENDS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.descriptors import make_room
+from nodeagent.linux.fd_limit import make_room
 from nodeagent.mesh.pod import REROUTE_VIRTUAL_INTERFACES
 from tests.agent.processes import Node
 from tests.agent.ztunnels import reconnected

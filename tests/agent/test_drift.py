@@ -14,18 +14,18 @@ from typing import Any
 import nftables
 from pyroute2.netlink.rtnl import RTM_NEWRULE
 
-from nodeagent.netlink import NLM_F_CREATE, Netlink
-from nodeagent.redirect.pod import inspect
+from nodeagent.linux.netlink import NLM_F_CREATE, Netlink
+from nodeagent.redirect.in_pod import inspect
 from nodeagent.redirect.routes import PolicyRule
 from nodeagent.redirect.rules import Family
 from tests.agent.processes import Node
 from tests.agent.test_life import wanted
 from tests.agent.ztunnels import reconnected
 from tests.eventually import PATIENCE, eventually
-from tests.kernel.standin import answering
 from tests.lab.apps import echo_app
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
+from tests.lab.standin import answering
 from tests.zds.model import ModelZtunnel
 
 NAT, MANGLE = "inet istio-ambient-nat", "inet istio-ambient-mangle"

@@ -13,8 +13,8 @@ import pytest
 from nodeagent.mesh.pod import Pod as MeshPod
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.namespace import NetnsId
-from nodeagent.redirect.intent import Intent
-from nodeagent.redirect.pod import inspect
+from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.in_pod import inspect
 from nodeagent.redirect.rules import PodRedirect
 from tests.agent.processes import Node, Stub
 from tests.agent.ztunnels import ready, reconnected
@@ -39,7 +39,7 @@ def wanted(node: Node) -> PodRedirect:
 async def test_pod_from_file_to_ztunnel_and_back(
     lab: Lab, node: Node, ztunnels: list[ModelZtunnel]
 ) -> None:
-    """A manifest's coming, changing and going enrols, frees and releases the pod."""
+    """A manifest's coming, changing and going enrolls, frees and releases the pod."""
     web = lab.add_pod("web")
     node.start()
     ztunnel = await reconnected(node, ztunnels)
@@ -84,7 +84,7 @@ async def test_restart_changes_nothing_that_is_right(
 async def test_killed_between_any_two_steps(
     lab: Lab, node: Node, ztunnels: list[ModelZtunnel], goal: str
 ) -> None:
-    """Wherever SIGKILL cuts an enrolment or a removal, the next start ends in the right state."""
+    """Wherever SIGKILL cuts an enrollment or a removal, the next start ends in the right state."""
     kills = 0
     for step in range(1, 40):
         web = lab.add_pod("web")

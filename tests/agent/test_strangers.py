@@ -10,8 +10,8 @@ import pytest
 from tests.agent.processes import Node
 from tests.agent.test_backends import BACKENDS
 from tests.agent.ztunnels import reconnected
-from tests.kernel.strangers import STRANGERS, everything
 from tests.lab.lab import Lab
+from tests.lab.strangers import STRANGERS, everything
 from tests.zds.model import ModelZtunnel
 
 

@@ -8,19 +8,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.iptables_programs import Variant
-from nodeagent.redirect.pod import inspect
+from nodeagent.redirect.in_pod import inspect
 from nodeagent.redirect.rules import Family
 from tests.agent.processes import Node
 from tests.agent.test_backends import BACKENDS
 from tests.agent.ztunnels import reconnected
-from tests.kernel import istio
-from tests.kernel.ipsets import KINDS, IptablesHost, new_iptables_host
-from tests.kernel.spec import spec
-from tests.kernel.xtables import listing
+from tests.lab import istio
+from tests.lab.ipsets import KINDS, IptablesHost, new_iptables_host
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
+from tests.lab.spec import spec
+from tests.lab.xtables import listing
 from tests.zds.model import ModelZtunnel
 
 VARIANTS = {"nftables": None, "nft": Variant.NFT, "legacy": Variant.LEGACY}

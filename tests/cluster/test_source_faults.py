@@ -366,7 +366,7 @@ async def test_restart_of_the_server(cluster: Cluster, control_plane: ControlPla
         assert not any(isinstance(event, PodGone) for event in told.events[before:])
 
 
-@pytest.mark.parametrize("end", ["deleted", "labelled"])
+@pytest.mark.parametrize("end", ["deleted", "labeled"])
 async def test_answer_that_the_watch_has_overtaken(cluster: Cluster, end: str) -> None:
     """An answer to a direct question that comes after news of a later state gives that later
     state, and no pod where it has gone: nobody would ever tell of it again.

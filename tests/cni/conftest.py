@@ -8,19 +8,10 @@ from pathlib import Path
 import pytest
 
 from nodeagent.cni.shim import build
-from tests.cni import chains
 from tests.cni import libcni as driver
 from tests.cni.chains import EchoingAgent
 from tests.cni.libcni import Libcni
 from tests.cni.shim_process import ModelAgent, build_shim
-
-_NO_LIBRARY = driver.missing()
-_NO_PLUGINS = _NO_LIBRARY or chains.missing()
-
-collect_ignore = [
-    *(["test_shim_conformance.py", "test_server_conformance.py"] if _NO_LIBRARY else []),
-    *(["test_shim_real_chain.py"] if _NO_PLUGINS else []),
-]
 
 
 @pytest.fixture(scope="session")

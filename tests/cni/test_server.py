@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.mesh.enrolment import Look
+from nodeagent.mesh.enrollment import Look
 from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Namespace, Pod, PodUID
 from nodeagent.mesh.workload import State
 from tests.cni.container_runtime import (

@@ -4,7 +4,7 @@ import re
 
 import nftables
 
-from nodeagent.redirect.nftables import TABLE_NAMES
+from nodeagent.redirect.nft_rules import TABLE_NAMES
 from tests.lab.pod import Pod
 
 _CHAIN = re.compile(r"\s*chain (\S+) \{")

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from types import TracebackType
 from typing import Self
 
-from nodeagent import kernel
+from nodeagent.linux import syscalls as kernel
 from tests.eventually import PATIENCE
 from tests.lab.pod import Pod, call_in_thread
 
@@ -128,7 +128,7 @@ def ip_batch(*commands: str) -> None:
 
 
 def _await_forwarding(link: str) -> None:
-    """Until then the bridge drops what comes in, and a lost neighbour request costs a second."""
+    """Until then the bridge drops what comes in, and a lost neighbor request costs a second."""
     deadline = time.monotonic() + PATIENCE
     show = ["bridge", "link", "show", "dev", link]
     while b"state forwarding" not in subprocess.run(show, capture_output=True, check=True).stdout:

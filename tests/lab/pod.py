@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
-from nodeagent import kernel
+from nodeagent.linux import syscalls as kernel
 from nodeagent.netns.namespace import NetworkNamespace
 
 T = TypeVar("T")

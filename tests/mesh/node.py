@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from nodeagent.mesh.eligibility import Policy, Wanted
-from nodeagent.mesh.enrolment import Look, Parts, RefusedError, Ztunnels
+from nodeagent.mesh.enrollment import Look, Parts, RefusedError, Ztunnels
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from nodeagent.mesh import enrolment, reconciler
+from nodeagent.mesh import enrollment, reconciler
 from nodeagent.mesh.backoff import FIRST, LONGEST, Backoff
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
@@ -51,7 +51,7 @@ async def enrolled(on: Bench, uid: str = "1") -> None:
     await on.until_state(uid, State.ENROLLED)
 
 
-async def test_order_of_an_enrolment() -> None:
+async def test_order_of_an_enrollment() -> None:
     """L2: namespace, rules, ztunnel, probes, and the annotation last."""
     async with bench(Node()) as on:
         await enrolled(on)
@@ -97,7 +97,7 @@ async def test_leaving_pod_is_not_waited_for_without_end() -> None:
 
 
 async def test_leaving_pod_that_comes_back() -> None:
-    """A label that comes back while connections are still open enrols the pod again."""
+    """A label that comes back while connections are still open enrolls the pod again."""
     node = Node(connections=2)
     async with bench(node, removal_grace=60) as on:
         await enrolled(on)
@@ -111,7 +111,7 @@ async def test_leaving_pod_that_comes_back() -> None:
 
 async def test_order_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """At an uninstall peers hear first: annotation, time to hear, rules, ztunnels, probes last."""
-    monkeypatch.setattr(enrolment, "HEARD", 0.05)
+    monkeypatch.setattr(enrollment, "HEARD", 0.05)
     node = Node(undelivered={U1})
     async with bench(node) as on:
         await enrolled(on)
@@ -485,7 +485,7 @@ async def test_rules_that_a_former_agent_left() -> None:
         assert (node.rules, node.open) == (set(), [])
 
 
-async def test_pod_that_was_never_labelled() -> None:
+async def test_pod_that_was_never_labeled() -> None:
     """Fail safe: it is not looked for and not entered, whatever it says of itself."""
     async with bench(Node(namespaces={U1: 1, PodUID("2"): 2})) as on:
         on.table.synced()
@@ -624,22 +624,22 @@ class History:
         self.heard: dict[PodUID, int] = defaultdict(int)
         """How many of the values that were written to a pod's annotation the watch has brought."""
 
-    def see(self, uid: str, labelled: bool, addressed: bool) -> None:
-        self.pods[PodUID(uid)] = labelled
+    def see(self, uid: str, labeled: bool, addressed: bool) -> None:
+        self.pods[PodUID(uid)] = labeled
         self.on.node.namespaces.setdefault(PodUID(uid), int(uid))
         changes: dict[str, object] = {} if addressed else {"addresses": ()}
         heard = self.on.node.written[PodUID(uid)][: self.heard[PodUID(uid)]]
         if heard and (value := heard[-1]):
             changes["annotations"] = {REDIRECTION: value.value}
-        self.on.table.pod_seen(a_pod(uid, labels=AMBIENT if labelled else {}, **changes))
+        self.on.table.pod_seen(a_pod(uid, labels=AMBIENT if labeled else {}, **changes))
 
     def begin_after(self, before: "History") -> None:
         """Have the first list brought to another agent: everything as it is now."""
         self.pods, self.ambient = before.pods, before.ambient
         self.heard |= {uid: len(self.on.node.written[uid]) for uid in self.pods}
         self.namespace("ambient" if self.ambient else "plain")
-        for uid, labelled in dict(self.pods).items():
-            self.see(uid, labelled, addressed=True)
+        for uid, labeled in dict(self.pods).items():
+            self.see(uid, labeled, addressed=True)
         self.on.table.synced()
         node = self.on.node
         node.probed &= set(self.pods)  # as an agent does once it has its first list
@@ -762,14 +762,14 @@ async def finish(history: History) -> None:
     history.ztunnel("there")
     history.namespace("ambient" if history.ambient else "plain")
     history.heard |= {uid: len(node.written[uid]) for uid in history.pods}
-    for uid, labelled in dict(history.pods).items():
-        history.see(uid, labelled, addressed=True)
+    for uid, labeled in dict(history.pods).items():
+        history.see(uid, labeled, addressed=True)
     for row in on.table:
         if row.sandbox_ended is not None:
             on.table.handed_over(row, replace(SANDBOX, netns=str(node.namespaces[row.uid])))
         on.reconciler.wake(row)
     await on.settled()
-    inside = {uid for uid, labelled in history.pods.items() if labelled or history.ambient}
+    inside = {uid for uid, labeled in history.pods.items() if labeled or history.ambient}
     assert {row.uid for row in on.table} == set(history.pods)
     assert {row.uid for row in on.table if row.state is State.ENROLLED} == inside
     assert {uid: n for uid, n in (node.ztunnel or {}).items() if uid in history.pods} == {
@@ -882,7 +882,7 @@ async def test_sandbox_that_ends_is_let_go_and_the_next_one_taken() -> None:
 
 async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """L3: with the plugin dropped from the chain, nobody hands the next sandbox over."""
-    for module in (enrolment, reconciler):
+    for module in (enrollment, reconciler):
         monkeypatch.setattr(module, "TEAR_DOWN", 0.05)
     async with bench(Node(namespaces={U1: 1})) as on:
         on.table.namespace_seen(SHOP)

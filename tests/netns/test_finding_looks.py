@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from nodeagent.mesh.errors import RetryError
-from nodeagent.netns.looks import Looks
+from nodeagent.netns.shared_scan import Looks
 
 
 class Node:

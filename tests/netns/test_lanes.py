@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent import kernel
+from nodeagent.linux import syscalls as kernel
 from nodeagent.netns.costs import NO_LIMITS, Account, Cost, Limits
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import LANE, MOST_OVERTIME, SLOW_LANE, NamespaceThreads, TooCostlyError

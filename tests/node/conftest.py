@@ -1,33 +1,14 @@
-"""A whole node for each test: API server, container runtime, agent, ztunnel.
+"""A whole node for each test: API server, container runtime, agent, ztunnel."""
 
-Needs what tests/cluster and tests/runtime need; without it the tier is left out, and
-says so. With NODEAGENT_TESTS_ALL=1 it fails instead.
-"""
-
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import binaries
-from tests.cluster.conftest import namespace, node_name, proxy
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import FaultProxy
 from tests.node.node import Node
-from tests.runtime import containerd as runtime
-from tests.runtime.conftest import containerd
 from tests.runtime.containerd import Containerd
-
-__all__ = ["containerd", "namespace", "node_name", "proxy"]
-
-_LEFT_OUT = (
-    None
-    if os.environ.get("NODEAGENT_TESTS_ALL") == "1"
-    else binaries.missing() or runtime.missing()
-)
-
-collect_ignore_glob = ["test_*.py"] if _LEFT_OUT else []
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ async def is_out(node: Node, pod: Pod, server: Pod) -> None:
 
 
 @pytest.mark.parametrize("plugin", [True, False])
-async def test_pod_is_labelled(node: Node, *, plugin: bool) -> None:
+async def test_pod_is_labeled(node: Node, *, plugin: bool) -> None:
     """A running pod joins and leaves by its own label, without a restart."""
     if not plugin:
         node.without_plugin()
@@ -47,7 +47,7 @@ async def test_pod_is_labelled(node: Node, *, plugin: bool) -> None:
     await is_out(node, pod, server)
 
 
-async def test_namespace_is_labelled(node: Node) -> None:
+async def test_namespace_is_labeled(node: Node) -> None:
     """Its running pods join and leave by the namespace's label, but for those that say no."""
     await node.start()
     server, other = [await node.run(name, labels={MODE: "none"}) for name in ("server", "other")]
@@ -91,7 +91,7 @@ async def test_namespace_is_not_known_yet(node: Node, *, plugin: bool) -> None:
 async def test_never_touched(
     node: Node, elsewhere: str, annotations: dict[str, str], reason: str
 ) -> None:
-    """Excluded namespaces and sidecars: labelled or not, they are as they were."""
+    """Excluded namespaces and sidecars: labeled or not, they are as they were."""
     await node.start()
     if elsewhere:
         with contextlib.suppress(AnswerError):  # made by an earlier test
@@ -105,7 +105,7 @@ async def test_never_touched(
 
 
 async def test_host_network(node: Node) -> None:
-    """A pod in the host's network namespace is labelled, and the host's traffic stays as it is."""
+    """A pod in the host's network namespace is labeled, and the host's traffic stays as it is."""
     await node.start()
     uid = node.make("web", spec={"hostNetwork": True})
     await node.containerd.run_sandbox("web", node.shop, uid, host_network=True)

@@ -6,12 +6,12 @@ import time
 import pytest
 
 from tests.agent.processes import AMBIENT
-from tests.demo.node import PORT
 from tests.eventually import eventually
 from tests.lab.apps import ask
 from tests.node.node import MODE, OUTSIDE, Node, host_rules
 from tests.node.pod import OUTBOUND
 from tests.node.traffic import serving, talking, through, undisturbed
+from tests.tools.demo.node import PORT
 
 
 @pytest.mark.parametrize("how", ["stop", "kill", "upgrade"])
@@ -139,7 +139,7 @@ async def test_api_is_away(node: Node) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "gone"])
 async def test_watch_breaks(node: Node, how: str) -> None:
-    """What was missed is as if it had been seen: deleted, relabelled, replaced, made (L13)."""
+    """What was missed is as if it had been seen: deleted, relabeled, replaced, made (L13)."""
     await node.start()
     pods = {name: await node.run(name) for name in ("client", "gone", "leaver", "replaced")}
     server = await node.run("server", labels=OUTSIDE)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from nodeagent.selfcheck.places import check_zds_socket
+from nodeagent.commands.check.places import check_zds_socket
 from tests.agent.processes import AMBIENT
 from tests.eventually import eventually
 from tests.node.node import MODE, OUTSIDE, Node

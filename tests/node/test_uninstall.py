@@ -11,12 +11,12 @@ import pytest
 from tests.agent.test_probes import PROBE
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import DEPLOY, apply, build
-from tests.demo.node import PORT
-from tests.demo.traffic import Stream
 from tests.eventually import eventually
 from tests.node.node import OUTSIDE, Node, host_rules
 from tests.node.pod import OUTBOUND, Pod
 from tests.node.traffic import serving, talking, through
+from tests.tools.demo.node import PORT
+from tests.tools.demo.traffic import Stream
 
 KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "DaemonSet"}
 
@@ -59,7 +59,7 @@ async def command(node: Node, *options: str) -> tuple[int, str]:
 async def answers(pod: Pod) -> str:
     """Dial the pod's app from the node; return the address that it saw.
 
-    Over IPv4: the chain's bridge is not always there for IPv6. The lab's is, in tests/kernel.
+    Over IPv4: the chain's bridge is not always there for IPv6. The lab's is, in tests/redirect.
     """
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection(str(pod.inside.v4), PORT)
@@ -119,7 +119,7 @@ async def test_pods_stay_as_they_are(node: Node, deleted: set[str]) -> None:
     await delete(node, *deleted)
     assert await node.agent.stop() == 0
     assert {path: path.read_bytes() for path in node.containerd.net_dir.iterdir()} == before
-    assert await through(web, server), "it is labelled into the mesh still"
+    assert await through(web, server), "it is labeled into the mesh still"
     assert node.agent.said("the host's rules for health probes stay")
     assert await probed(web) == PROBE[0]
     await node.stop_ztunnel(stub)

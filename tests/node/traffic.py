@@ -3,13 +3,13 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-from tests.demo.node import PORT
-from tests.demo.programs import settled
-from tests.demo.traffic import LongLived, Stream
 from tests.eventually import eventually
 from tests.lab.apps import conversation, echo_app
 from tests.node.node import Node
 from tests.node.pod import Pod
+from tests.tools.demo.node import PORT
+from tests.tools.demo.programs import settled
+from tests.tools.demo.traffic import LongLived, Stream
 
 _A_FEW = 5
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from nodeagent.linux.unix_sockets import listening
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.sockets import listening
 from nodeagent.zds.book import Book
 from nodeagent.zds.server import ZdsServer
 from tests.zds.model import ModelZtunnel, new_namespace

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from enum import Enum
 
-from nodeagent import kernel
+from nodeagent.linux import syscalls as kernel
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 from nodeagent.zds import zds_pb2 as pb
 from tests.eventually import PATIENCE

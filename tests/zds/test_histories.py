@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeagent.mesh.enrolment import RefusedError
+from nodeagent.mesh.enrollment import RefusedError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.namespace import NetworkNamespace
 from tests.eventually import PATIENCE

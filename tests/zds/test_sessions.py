@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nodeagent.mesh.enrolment import RefusedError
+from nodeagent.mesh.enrollment import RefusedError
 from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netns.namespace import NetworkNamespace

@@ -87,7 +87,7 @@ class World:
 
     def wanted(self) -> set[str]:
         """The pods that are in the mesh, or may be."""
-        return {uid for uid, labelled in self.pods.items() if labelled or self.kind != "plain"}
+        return {uid for uid, labeled in self.pods.items() if labeled or self.kind != "plain"}
 
 
 class Life:
@@ -98,8 +98,8 @@ class Life:
         self.due: dict[ModelZtunnel, set[str]] = {}
         self.hanging = asyncio.Event()
         self.namespace(world.kind)
-        for uid, labelled in dict(world.pods).items():
-            self.see(uid, labelled, addressed=True)
+        for uid, labeled in dict(world.pods).items():
+            self.see(uid, labeled, addressed=True)
         on.table.synced()
 
     def note(self) -> None:
@@ -108,13 +108,13 @@ class Life:
             if not ztunnel.snapshot:
                 due.intersection_update(self.world.wanted())
 
-    def see(self, uid: str, labelled: bool, addressed: bool) -> None:
-        self.world.pods[uid] = labelled
+    def see(self, uid: str, labeled: bool, addressed: bool) -> None:
+        self.world.pods[uid] = labeled
         self.world.node.namespaces.setdefault(PodUID(uid), int(uid))
         changes: dict[str, Any] = {} if addressed else {"addresses": ()}
         if value := self.world.node.annotations.get(PodUID(uid)):
             changes["annotations"] = {REDIRECTION: value.value}
-        self.on.table.pod_seen(a_pod(uid, labels=AMBIENT if labelled else {}, **changes))
+        self.on.table.pod_seen(a_pod(uid, labels=AMBIENT if labeled else {}, **changes))
 
     def gone(self, uid: str) -> None:
         self.world.pods.pop(uid, None)

@@ -106,7 +106,7 @@ static void try_answer(const char *bytes, size_t length)
         struct answer answer = {0};
         memcpy(text, bytes, size);
         enum progress progress = answer_parse((struct view){text, size}, &answer);
-        require(before == ANSWER_PARTIAL || progress == before, "a judgement stands");
+        require(before == ANSWER_PARTIAL || progress == before, "a judgment stands");
         if (progress == ANSWER_COMPLETE) {
             require(is_inside(answer.body, (struct view){text, size}), "the body is inside");
             require(before == ANSWER_PARTIAL || answer.body.length == body, "the body stands");

@@ -1,0 +1,153 @@
+"""The heart of the agent, with the parts of the node that it works on."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from nodeagent.agent.host import host_path, host_probes, iptables_variant
+from nodeagent.agent.pod_sources import Origin, from_cluster, from_folder
+from nodeagent.cluster.api import ApiServer
+from nodeagent.cluster.source import (
+    NamespaceGone,
+    NamespaceSeen,
+    PodGone,
+    PodSeen,
+    PodSource,
+    Synced,
+)
+from nodeagent.config import Settings, require_manifests
+from nodeagent.mesh.eligibility import Policy
+from nodeagent.mesh.enrollment import Parts
+from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.reconciler import Reconciler
+from nodeagent.mesh.table import Table
+from nodeagent.netns.costs import NO_LIMITS
+from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.verify import Verifier, host_namespaces
+from nodeagent.probes.migration import TakingOver
+from nodeagent.redirect.backend import Backends
+from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.redirector import PodRedirector
+from nodeagent.zds.book import Book
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """What works together for the pods of one node."""
+
+    threads: NamespaceThreads
+    probes: TakingOver
+    origin: Origin
+    book: Book
+    redirector: PodRedirector
+    policy: Policy
+    reconciler: Reconciler[NetworkNamespace]
+    tasks: asyncio.TaskGroup
+
+    async def start_probes(self) -> None:
+        """Have the host's rules for health probes stand, or be told why they do not."""
+        try:
+            await self.probes.start()
+        except RetryError as error:
+            # Pods are redirected and served without it; it is tried again all the time.
+            log.error("health probes of pods cannot be let through yet", reason=str(error))  # noqa: TRY400 - the reason is the message
+
+    def follow(self) -> None:
+        """Hear of pods, and tell the cluster of them, for as long as the tasks run."""
+        if self.origin.deliver is not None:
+            self.tasks.create_task(self.origin.deliver(), name="status")
+        follow = _follow(self.origin.source, self.reconciler.table)
+        self.tasks.create_task(follow, name="pod source")
+
+
+@contextlib.asynccontextmanager
+async def cluster_of(settings: Settings) -> AsyncIterator[ApiServer | None]:
+    """The cluster's API; None where pods come from a folder. Raises ``NoClusterError``."""
+    if settings.pod_manifests is not None:
+        yield None
+    else:
+        async with ApiServer.connect(settings.kubeconfig) as api:
+            yield api
+
+
+@contextlib.asynccontextmanager
+async def assembled(
+    settings: Settings, api: ApiServer | None, tasks: asyncio.TaskGroup
+) -> AsyncIterator[Assembly]:
+    """Put the parts together, and take them apart at the end of the context.
+
+    `tasks` has to end before. Raises ``OSError``, ``RetryError``.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        threads = stack.enter_context(contextlib.closing(NamespaceThreads()))
+        # The host waits for no pod, and no pod decides how long it takes (L36).
+        host_threads = stack.enter_context(
+            contextlib.closing(NamespaceThreads(1, limits=NO_LIMITS))
+        )
+        variant = await iptables_variant(settings, host_threads)
+        probes = await stack.enter_async_context(host_probes(settings, host_threads, variant))
+        verifier = Verifier(threads, host_namespaces(host_path(settings)))
+        if api is None:
+            origin = from_folder(require_manifests(settings), verifier)
+        else:
+            origin = await stack.enter_async_context(from_cluster(settings, api, verifier))
+        book = Book(
+            lambda uid: reconciler.look_at(uid),  # noqa: PLW0108 - made below
+            lambda: reconciler.table.kept(),  # noqa: PLW0108 - likewise
+        )
+        redirector = PodRedirector(
+            threads,
+            Intent.from_settings(settings),
+            Backends.choose(variant),
+            lambda uid: reconciler.stirred(uid),  # noqa: PLW0108 - made below
+        )
+        parts = Parts(
+            namespaces=origin.namespaces,
+            redirector=redirector,
+            ztunnels=book,
+            probes=probes,
+            reporter=origin.reporter,
+            removal_grace=settings.removal_grace,
+        )
+        policy = _policy(settings)
+        reconciler = Reconciler(policy, parts, tasks, verify_interval=settings.verify_interval)
+        yield Assembly(
+            threads=threads,
+            probes=probes,
+            origin=origin,
+            book=book,
+            redirector=redirector,
+            policy=policy,
+            reconciler=reconciler,
+            tasks=tasks,
+        )
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        enablement=settings.ambient_enablement_selector,
+        system_namespace=settings.system_namespace,
+        excluded_namespaces=settings.exclude_namespaces,
+    )
+
+
+async def _follow(source: PodSource, table: Table[NetworkNamespace]) -> None:
+    async with contextlib.aclosing(source.events()) as events:
+        async for event in events:
+            match event:
+                case PodSeen(pod):
+                    table.pod_seen(pod)
+                case PodGone(uid):
+                    table.pod_gone(uid)
+                case NamespaceSeen(namespace):
+                    table.namespace_seen(namespace)
+                case NamespaceGone(name):
+                    table.namespace_gone(name)
+                case Synced():
+                    table.synced()

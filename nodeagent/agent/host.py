@@ -1,0 +1,65 @@
+"""The host's network namespace, as the settings name it, and what the agent has in it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
+
+import structlog
+
+from nodeagent.config import Settings
+from nodeagent.mesh.errors import RetryError
+from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.iptables_programs import Variant
+from nodeagent.netfilter.iptables_variant import find_variant
+from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.probes.migration import TakingOver, host_probes_for
+
+log = structlog.get_logger()
+
+
+@contextlib.asynccontextmanager
+async def host_probes(
+    settings: Settings, threads: NamespaceThreads, variant: Variant | None
+) -> AsyncIterator[TakingOver]:
+    """The probe set of the host that the settings name. Raises ``OSError``."""
+    with host_namespace(settings) as host:
+        probes = host_probes_for(
+            variant,
+            threads,
+            host,
+            probe_v4=settings.host_probe_snat_ip,
+            probe_v6=settings.host_probe_snat_ipv6,
+            ipv6=settings.ambient_ipv6,
+        )
+        async with contextlib.aclosing(probes):
+            yield probes
+
+
+async def iptables_variant(settings: Settings, threads: NamespaceThreads) -> Variant | None:
+    """Which iptables programs write the rules; None: they are written for nftables itself."""
+    forced = Variant(settings.force_iptables_binary) if settings.force_iptables_binary else None
+    if settings.native_nftables:
+        if forced:
+            log.warning("FORCE_IPTABLES_BINARY has no effect: NATIVE_NFTABLES is on")
+        return None
+    with host_namespace(settings) as host:
+        find = partial(find_variant, forced, settings.cni_agent_run_dir)
+        try:
+            variant = await threads.run(host, find)
+        except RedirectError as error:
+            raise RetryError(f"FORCE_IPTABLES_BINARY is not set, and {error}") from error
+    log.info("rules are written through iptables", variant=str(variant))
+    return variant
+
+
+def host_namespace(settings: Settings) -> NetworkNamespace:
+    """Open it; the caller owns it. Raises ``OSError``."""
+    return NetworkNamespace.open(host_path(settings) or "/proc/thread-self/ns/net")
+
+
+def host_path(settings: Settings) -> str | None:
+    """Path of the host's network namespace; None: it is the agent's own."""
+    if settings.host_netns is None and settings.host_prefix:
+        return settings.on_host("/proc/1/ns/net")
+    return settings.host_netns

@@ -1,0 +1,47 @@
+"""Every check that the settings call for, in the order in which one needs the other."""
+
+import asyncio
+
+from nodeagent.commands.check.chain import check_chain
+from nodeagent.commands.check.check import Check
+from nodeagent.commands.check.cluster import check_cluster
+from nodeagent.commands.check.node import (
+    check_capabilities,
+    check_legacy_lock,
+    check_rules,
+    check_selinux,
+)
+from nodeagent.commands.check.places import (
+    check_directories,
+    check_host_namespace,
+    check_namespace_mounts,
+    check_procfs,
+    check_zds_socket,
+)
+from nodeagent.commands.check.runtime import check_runtime
+from nodeagent.config import Settings
+
+
+async def run_checks(settings: Settings) -> list[Check]:
+    """Try what the agent is going to need; nothing is left behind.
+
+    Pods from a folder of manifests need neither a runtime nor a cluster.
+    """
+    checks = [
+        check_capabilities(settings),
+        *filter(None, [check_legacy_lock(settings)]),
+        check_selinux(),
+        await asyncio.to_thread(check_rules, settings),
+        await check_host_namespace(settings),
+    ]
+    if settings.pod_manifests is None:
+        checks.append(check_procfs(settings))
+        if mounts := check_namespace_mounts(settings):
+            checks.append(mounts)
+        checks.append(await check_runtime(settings))
+    checks += check_directories(settings)
+    checks += await check_chain(settings)
+    checks.append(check_zds_socket(settings))
+    if settings.pod_manifests is None:
+        checks += await check_cluster(settings)
+    return checks

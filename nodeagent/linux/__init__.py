@@ -1,0 +1,1 @@
+"""What Linux offers beside netfilter: system calls, netlink, Unix sockets, directories."""

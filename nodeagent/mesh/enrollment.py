@@ -1,0 +1,406 @@
+"""What is done for one pod, step by step, from the top, until it holds.
+
+Every step is idempotent and looks before it writes, so a run that was cut off
+anywhere, even by SIGKILL, is simply made again.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, Protocol
+
+import structlog
+
+from nodeagent.mesh.eligibility import RELEASED, Wanted
+from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
+from nodeagent.mesh.pod import SIDECAR_STATUS, Pod, PodUID
+from nodeagent.mesh.workload import N, N_contra, Redirection, State, Watch, Workload
+
+log = structlog.get_logger()
+
+TEAR_DOWN = 5.0
+"""Seconds that the runtime has to take a sandbox down, before a pod's next one is looked for."""
+
+
+_LOOKS_FOR_LEFTOVERS = 5
+"""Attempts for a pod of the first list of which nothing says that it was ever in the mesh."""
+
+
+HEARD = 2.0
+"""Seconds that the control plane and the peers' ztunnels have to hear of an annotation."""
+
+
+class RefusedError(RetryError):
+    """ztunnel answered with an error; it tries again by itself, and so do we."""
+
+
+class NetnsConflictError(RetryError):
+    """The network namespace that was found for a pod is held for another one (L39)."""
+
+    def __init__(self, netns: str, holder: Pod) -> None:
+        # Whose it is goes to the log only: the detail may be shown to the pod's owner.
+        super().__init__(f"the network namespace that was found, {netns}, is another pod's")
+        self.netns = netns
+        self.holder = holder
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found in a pod's namespace; all empty where all is as it should be."""
+
+    differed: tuple[str, ...] = ()
+    """What of the redirection was not as intended, in words. It is by now."""
+    silent: tuple[int, ...] = ()
+    """ztunnel's ports on which nobody listens."""
+    uncleaned: str = ""
+    """Why leftovers of another backend stay, or may; the redirector tries again by itself."""
+
+
+class NamespaceFinder(Protocol[N]):
+    """Finds network namespaces."""
+
+    async def find(self, pod: Pod, handed_over: str | None, held: N | None = None) -> N:
+        """Open and verify the pod's namespace; the caller owns it.
+
+        `handed_over` is its path on the host where the CNI plugin has told it; `held`,
+        which was found before and is open, is returned itself if it is the pod's still.
+        Raises ``RetryError`` where it is not there yet, ``GiveUpError`` where it
+        can never be the pod's.
+        """
+
+
+class Redirector(Protocol[N_contra]):
+    """Keeps the rules and routes inside a namespace."""
+
+    async def watch(self, namespace: N_contra, uid: PodUID, /) -> Watch:
+        """Listen for changes in the namespace, on behalf of `uid`; the caller owns it."""
+
+    async def ensure(self, namespace: N_contra, pod: Pod) -> Look:
+        """Make them what `pod` should have, and look who listens."""
+
+    async def stands(self, namespace: N_contra) -> bool:
+        """Whether anything of ours is there, whatever it was made for."""
+
+    async def inspect(self, namespace: N_contra, pod: Pod) -> tuple[str, ...]:
+        """Say what differs from what `pod` should have, and touch nothing."""
+
+    async def release(self, namespace: N_contra, pod: Pod) -> int:
+        """Send nothing new to ztunnel; return how many connections go through it still."""
+
+    async def remove(self, namespace: N_contra, pod: Pod) -> bool:
+        """Take out everything of ours. Returns whether anything stood there."""
+
+
+class Ztunnels(Protocol[N_contra]):
+    """The ztunnels that are connected."""
+
+    async def offer(self, pod: Pod, namespace: N_contra) -> bool:
+        """Hand the pod over. Returns whether a ztunnel has accepted it; False: none is there.
+
+        Raises ``RefusedError`` where ztunnel refuses.
+        """
+
+    def reclaim(self, uid: PodUID) -> None:
+        """Take the pod's namespace back from loan: it is about to be closed.
+
+        ztunnel keeps what it has for the pod.
+        """
+
+    async def withdraw(self, uid: PodUID) -> None:
+        """Tell every ztunnel that was told of the pod; returns when all were."""
+
+
+class Probes(Protocol):
+    """The host's set of addresses whose health probes reach the app directly."""
+
+    async def ensure(self, pod: Pod) -> tuple[str, ...]:
+        """Make the set have the pod's addresses. Returns what differed, in words."""
+
+    async def remove(self, uid: PodUID) -> None:
+        """Take out what is the pod's own; an address may be another pod's by now."""
+
+
+class Reporter(Protocol):
+    """Tells the cluster. Returns at once; delivery is the reporter's own matter."""
+
+    def report(self, pod: Pod, redirection: Redirection | None) -> None:
+        """The pod's redirection is this now; None: it is not redirected."""
+
+    def delivered(self, uid: PodUID) -> bool:
+        """Whether the cluster has taken what was reported of the pod last."""
+
+    def contested(self, pod: Pod, times: int) -> None:
+        """Something else keeps changing the redirection; it was mended so many `times`."""
+
+    def unprotected(self, pod: Pod) -> None:
+        """The pod belongs in the mesh, and was running before it was redirected (L19)."""
+
+    def broken(self, pod: Pod, reason: str) -> None:
+        """The pod is annotated `enabled`, which is not so for some time now (L41)."""
+
+    def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
+        """What was found for `pod` is the network namespace of `holder`; it was refused (L39)."""
+
+    def failed(self, pod: Pod, reason: str) -> None:
+        """The enrollment has failed for good, until something about the pod changes."""
+
+    def forget(self, uid: PodUID) -> None:
+        """The pod is gone: what was not told yet need not be told any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts(Generic[N]):
+    """What the heart asks of the rest of the agent."""
+
+    namespaces: NamespaceFinder[N]
+    redirector: Redirector[N]
+    ztunnels: Ztunnels[N]
+    probes: Probes
+    reporter: Reporter
+    removal_grace: float = 0.0
+    """Seconds for which a running pod that leaves keeps what goes through ztunnel (L28)."""
+
+
+async def reconcile(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    """Bring what stands on the node to what is wanted for the pod now.
+
+    `rows` are all pods of the node: a network namespace is only ever one pod's.
+    """
+    if row.gone:
+        parts.reporter.forget(row.uid)
+        await _release(row, parts)
+    elif row.decision.wanted is Wanted.YES:
+        await _enroll(row, parts, rows)
+    elif row.decision.wanted is Wanted.NO:
+        await _remove(row, parts, rows)
+    elif row.namespace is not None:
+        # Not knowing is no reason to let a pod out of the mesh (L16).
+        await _enroll(row, parts, rows)
+    else:
+        row.be(State.WAITING, row.decision.reason)
+
+
+async def _enroll(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    pod = row.pod
+    if row.sandbox_ended is not None and await _between_sandboxes(row, parts):
+        return
+    if not pod.addresses and row.namespace is None:
+        row.be(State.WAITING, "has no address yet")
+        return
+    if pod.addresses:  # an enrolled pod can lose them for a moment (L9)
+        await _hold(row, pod, parts, rows)
+    namespace = row.namespace
+    assert namespace is not None  # noqa: S101 - tells mypy what the lines above made so
+    look = await _redirect(row, pod, namespace, parts)
+    served = row.accepted  # by the time of the look
+    try:
+        row.accepted = await parts.ztunnels.offer(pod, namespace) or row.accepted
+    except RefusedError:
+        row.accepted = False
+        # Its probes do not need ztunnel, and must not fail with it.
+        await parts.probes.ensure(pod)
+        _annotate(row, parts)
+        raise
+    await parts.probes.ensure(pod)
+    _annotate(row, parts)
+    if not row.accepted:
+        row.be(State.PENDING, "no ztunnel is connected")
+    elif served and look.silent:
+        ports = ", ".join(map(str, look.silent))
+        row.be(State.UNSERVED, f"ztunnel does not listen on {ports}: traffic fails")
+    else:
+        row.be(State.ENROLLED, row.decision.reason)
+
+
+async def _between_sandboxes(row: Workload[N], parts: Parts[N]) -> bool:
+    """Whether the pod's sandbox is being taken down, and a look would find that one only."""
+    pod, now = row.pod, asyncio.get_running_loop().time()
+    assert row.sandbox_ended is not None  # noqa: S101 - tells mypy what the caller has checked
+    if not pod.deleting and now - row.sandbox_ended >= TEAR_DOWN:
+        # The next one may have come past the plugin, whose entry somebody took out (L3).
+        row.sandbox_ended = None
+        return False
+    # The annotation stays: nothing is sent to a sandbox that has ended, and to the next one
+    # peers would send plain text if it were not `enabled` (L41).
+    await _release(row, parts)
+    row.be(State.WAITING, "its sandbox was taken down; waits for the next")
+    return True
+
+
+async def _hold(row: Workload[N], pod: Pod, parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    found = await _find(row, pod, parts, rows)
+    if row.namespace is None or row.namespace is found:
+        row.namespace = found
+    elif found.id == row.namespace.id:
+        found.close()
+    else:
+        # The sandbox was made again under the same UID. Nothing is sent of the
+        # old namespace once the new one is here (L14).
+        log.info("sandbox replaced", pod=str(pod), old=str(row.namespace.id), new=str(found.id))
+        parts.ztunnels.reclaim(row.uid)
+        row.let_go()
+        row.namespace = found
+
+
+async def _find(row: Workload[N], pod: Pod, parts: Parts[N], rows: Iterable[Workload[N]]) -> N:
+    """Find the pod's namespace; the caller owns it. Raises also ``NetnsConflictError``."""
+    found = await parts.namespaces.find(pod, _handed_over(row), row.namespace)
+    if found is not row.namespace:
+        try:
+            _check_unclaimed(row, found, rows)
+        except RetryError:
+            found.close()
+            raise
+    return found
+
+
+def _check_unclaimed(row: Workload[N], found: N, rows: Iterable[Workload[N]]) -> None:
+    """Refuse a namespace that another pod's row holds open, so that it cannot be a newer one's."""
+    for other in rows:
+        if other is row or other.namespace is None or other.namespace.id != found.id:
+            continue
+        if other.gone or str(other.seen) == str(row.seen):
+            # A static pod's sandbox outlives its mirror in the API, which is made anew.
+            raise TransientError(f"{found.id} is not let go of yet by UID {other.uid}")
+        raise NetnsConflictError(str(found.id), other.pod)
+
+
+def _handed_over(row: Workload[N]) -> str | None:
+    return row.sandbox.netns if row.sandbox else None
+
+
+async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -> Look:
+    if row.watch is None:
+        row.watch = await parts.redirector.watch(namespace, row.uid)
+    row.watch.arm()  # before the look: what changes during it is heard
+    row.leaving_since = None
+    # An upgrade may change rules that stand: such a pod was never without.
+    slipped_by = row.slipped_by and row.sandbox is None
+    slipped_by = slipped_by and not await parts.redirector.stands(namespace)
+    look = await parts.redirector.ensure(namespace, pod)
+    row.slipped_by = False
+    if look.uncleaned and look.uncleaned != row.uncleaned:
+        log.warning("leftovers stay in a pod", pod=str(pod), uid=pod.uid, reason=look.uncleaned)
+    row.uncleaned = look.uncleaned
+    if slipped_by:
+        parts.reporter.unprotected(pod)
+    differed = look.differed
+    before = row.redirected
+    if before is None:
+        # ztunnel may have accepted this very namespace from a former agent. The
+        # annotation alone does not say so: it outlives a reboot, the rules do not.
+        row.accepted = not differed and row.reported is Redirection.ENABLED
+    elif differed and before.annotations == pod.annotations:
+        row.mended += 1
+        log.warning("redirection mended", pod=str(pod), uid=pod.uid, differed=list(differed))
+        if row.mended == row.contested_from:
+            row.contested_from *= 2
+            parts.reporter.contested(pod, row.mended)
+    elif differed:
+        log.info("redirection changed", pod=str(pod), uid=pod.uid, differed=list(differed))
+    row.redirected, row.verified = pod, time.time()
+    return look
+
+
+async def _remove(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    if row.namespace is None and row.existing:
+        if row.reported is not None and not row.pod.addresses:
+            row.be(State.WAITING, "has no address yet, by which rules that it had could be found")
+            return
+        await _survey(row, parts, rows)
+    if row.namespace is not None and not await _free(row, row.namespace, parts):
+        return
+    row.existing = False  # first: from here on no snapshot names the pod
+    await parts.ztunnels.withdraw(row.uid)
+    _report(row, None, parts)
+    if row.decision.reason == RELEASED:
+        # Last: until its rules are gone, kubelet's probes of the pod need it.
+        await parts.probes.remove(row.uid)
+    row.let_go()
+    row.be(State.OUTSIDE, row.decision.reason)
+
+
+async def _goes_on(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
+    """Whether connections through ztunnel are open, and may be for some time yet.
+
+    At an uninstall also until peers had the time to hear that the pod leaves: what they
+    send to ztunnel's port then would find nobody, and nobody would mend that.
+    """
+    # First of all: peers that are told in time send nothing new to ztunnel either.
+    _report(row, None, parts)
+    released = row.decision.reason == RELEASED
+    if released and not parts.reporter.delivered(row.uid):
+        raise TransientError("the API has not taken yet that the pod leaves the mesh")
+    row.redirected = None
+    left = await parts.redirector.release(namespace, row.pod)
+    now = asyncio.get_running_loop().time()
+    row.leaving_since = row.leaving_since or now
+    waited = now - row.leaving_since
+    if (left == 0 or waited >= parts.removal_grace) and (not released or waited >= HEARD):
+        return False
+    row.be(State.LEAVING, f"{row.decision.reason}; connections that are still open: {left}")
+    return True
+
+
+async def _free(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
+    """Take the redirection out. Returns False where open connections are waited for first.
+
+    Where nothing says that the pod was ever in the mesh, a look that fails is not an error
+    for long: it is left as it is.
+    """
+    released = row.decision.reason == RELEASED
+    try:
+        if (parts.removal_grace or released) and await _goes_on(row, namespace, parts):
+            return False
+        if not released:
+            await parts.probes.remove(row.uid)
+        await parts.redirector.remove(namespace, row.pod)
+    except RetryError as error:
+        begun_here = row.watch is not None  # rules may stand, even if not all that was meant to
+        if begun_here or row.was_annotated or row.attempts < _LOOKS_FOR_LEFTOVERS:
+            raise
+        log.info("not looked through for rules", pod=str(row.pod), uid=row.uid, reason=str(error))
+    return True
+
+
+async def _survey(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+    """Find a namespace in which a former agent may have left rules.
+
+    Never that of a pod with a sidecar: it was in no mesh of ours since it was made (L30).
+    """
+    pod = row.pod
+    if pod.host_network or pod.ended or SIDECAR_STATUS in pod.annotations:
+        return
+    try:
+        row.namespace = await _find(row, pod, parts, rows)
+    except GiveUpError:
+        return
+    except NetnsConflictError as error:
+        parts.reporter.netns_conflict(pod, error.netns, error.holder)
+    except RetryError:
+        if row.reported is not None:
+            raise
+
+
+async def _release(row: Workload[N], parts: Parts[N]) -> None:
+    await parts.probes.remove(row.uid)
+    await parts.ztunnels.withdraw(row.uid)
+    row.let_go()
+
+
+def _annotate(row: Workload[N], parts: Parts[N]) -> None:
+    """Say that the pod is redirected, and whether a ztunnel has ever accepted it.
+
+    To a pod that is not `enabled` peers send plain text. So there is no way back from it
+    while the pod is wanted: that its rules refuse what nobody serves is the lesser harm (L41).
+    """
+    enabled = row.accepted or row.promised or row.reported is Redirection.ENABLED
+    _report(row, Redirection.ENABLED if enabled else Redirection.PENDING, parts)
+
+
+def _report(row: Workload[N], redirection: Redirection | None, parts: Parts[N]) -> None:
+    if row.reported is not redirection:
+        parts.reporter.report(row.pod, redirection)
+        row.reported = redirection
+        row.promised = redirection is Redirection.ENABLED

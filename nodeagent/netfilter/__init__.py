@@ -1,0 +1,1 @@
+"""nftables and iptables: reading and writing rules, and what their errors mean."""

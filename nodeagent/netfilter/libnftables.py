@@ -1,0 +1,69 @@
+"""libnftables, where no descriptor that the agent has open can end the process.
+
+The library waits for the kernel with select(), and glibc ends a process that asks
+select() about a descriptor of 1,024 or more (FD_SETSIZE). So the library has a thread
+with a descriptor table of its own: its socket has a single-digit number in there,
+however many pods, connections and watches the agent has open.
+"""
+
+import queue
+import socket
+import threading
+
+import nftables
+
+from nodeagent.linux import fd_limit as descriptors
+from nodeagent.netfilter.errors import RedirectError, translated
+
+_NETLINK_NETFILTER = 12  # linux/netlink.h
+
+
+class Library:
+    """One context of libnftables, in the network namespace of the thread that makes it.
+
+    Any thread may use it then, one at a time, until `close`.
+    """
+
+    def __init__(self) -> None:
+        """Start the library's thread. Raises `RedirectError` where there is no nftables."""
+        self._texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[str | OSError | None] = queue.SimpleQueue()
+        # A new thread is in the network namespace of the one that starts it.
+        threading.Thread(target=self._work, name="libnftables", daemon=True).start()
+        self._closed = False
+        failure = self._answers.get()
+        if isinstance(failure, OSError):
+            with translated("open a netfilter socket"):
+                raise failure
+
+    def apply(self, text: str) -> None:
+        """Hand `text` to the kernel as one transaction; nothing has changed if it raises.
+
+        Raises `RedirectError` with all that the library says.
+        """
+        assert not self._closed, "closed"  # noqa: S101 - a mistake of ours, no fault
+        self._texts.put(text)
+        refusal = self._answers.get()
+        if refusal is not None:
+            raise RedirectError(str(refusal))
+
+    def close(self) -> None:
+        """End the thread, and with it the library's socket. Idempotent."""
+        self._closed = True
+        self._texts.put(None)
+
+    def _work(self) -> None:
+        try:
+            descriptors.leave_table()
+            # The library itself ends the process where it can have no socket.
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+        except OSError as error:
+            self._answers.put(error)
+            return
+        library = nftables.Nftables()
+        self._answers.put(None)
+        while (text := self._texts.get()) is not None:
+            code, _, errors = library.cmd(text)
+            self._answers.put((errors or "no reason given") if code else None)
+        # In this thread: to every other one, the socket's number is another descriptor.
+        del library

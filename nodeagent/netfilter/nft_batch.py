@@ -1,0 +1,139 @@
+"""A transaction of nftables in the kernel's own messages.
+
+Replaying what the library once made of a rule set takes 0.3 ms, where having it
+make the same again takes 1.3. The layouts are in linux/netfilter/nfnetlink.h.
+"""
+
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from nodeagent.linux.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, attribute
+from nodeagent.netfilter.errors import RedirectError, explain, translated
+from nodeagent.netfilter.nft_state import HEADER, Tables
+
+# linux/netlink.h
+_NETLINK_NETFILTER = 12
+_NLM_F_APPEND = 0x800
+_SOL_NETLINK = 270
+_NETLINK_NO_ENOBUFS = 5
+
+_NFNL_SUBSYS_NFTABLES = 10
+_BEGIN, _END = 16, 17
+_BATCH_HEADER = struct.pack("=BBH", 0, 0, socket.htons(_NFNL_SUBSYS_NFTABLES))
+# linux/netfilter/nf_tables.h: NFT_MSG_…
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = (_NFNL_SUBSYS_NFTABLES << 8 | n for n in (0, 2, 3, 6))
+_TABLE_NAME = 1
+
+_MESSAGE = struct.Struct("=IHHII")
+_ANSWER = struct.Struct("=8xI4xi")
+"""Which message it is about, and an errno, negative, or 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One thing to do."""
+
+    kind: int
+    flags: int
+    body: bytes
+    what: str
+    """What it is about, for people."""
+
+
+def replace(standing: Iterable[str], wanted: Tables) -> None:
+    """Put `wanted` in the place of the tables `standing`, in the calling thread's namespace.
+
+    A table of `wanted` that is not named in `standing` must not be there: who has
+    looked, and was overtaken, looks again. Raises `RedirectError`; nothing has
+    changed then.
+    """
+    _commit([*removal(standing), *creation(wanted)])
+
+
+def remove(standing: Iterable[str]) -> None:
+    """Remove the tables `standing`, whether they stand or not. Like `replace`."""
+    _commit([*removal(standing)])
+
+
+def removal(names: Iterable[str]) -> Iterator[Message]:
+    """Say how the tables `names` go, whether they stand or not."""
+    for name in names:
+        body = HEADER + attribute(_TABLE_NAME, name.encode() + b"\0")
+        # Deleting a table that is not there fails the transaction: it is made first.
+        yield Message(_NEWTABLE, NLM_F_CREATE, body, f"table {name}")
+        yield Message(_DELTABLE, 0, body, f"table {name}")
+
+
+def creation(tables: Tables) -> Iterator[Message]:
+    """Say how `tables` are made, where they are not."""
+    only_new = NLM_F_CREATE | NLM_F_EXCL
+    for name, table in tables.items():
+        yield Message(_NEWTABLE, only_new, HEADER + table.settings + table.layout, f"table {name}")
+        chains = [(f"table {name}, chain {chain}", found) for chain, found in table.chains.items()]
+        # All chains before the first rule: it may jump to any of them.
+        for where, chain in chains:
+            yield Message(_NEWCHAIN, only_new, HEADER + chain.settings, where)
+        for where, chain in chains:
+            for number, rule in enumerate(chain.rules, start=1):
+                what = f"{where}, rule {number}"
+                yield Message(_NEWRULE, NLM_F_CREATE | _NLM_F_APPEND, HEADER + rule, what)
+
+
+def packet(messages: Sequence[Message]) -> bytes:
+    """Encode `messages` as one transaction, numbered from 1 on.
+
+    Only the last one asks for an answer, which comes once all is committed; one
+    that fails is answered in any case.
+    """
+    last = len(messages)
+    return b"".join(
+        (
+            _encoded(_BEGIN, 0, 0, _BATCH_HEADER),
+            *(
+                _encoded(
+                    message.kind,
+                    message.flags | (NLM_F_ACK if number == last else 0),
+                    number,
+                    message.body,
+                )
+                for number, message in enumerate(messages, start=1)
+            ),
+            _encoded(_END, 0, last + 1, _BATCH_HEADER),
+        )
+    )
+
+
+def _commit(messages: Sequence[Message]) -> None:
+    data = packet(messages)
+    with (
+        translated("write the rules"),
+        socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        ) as netlink,
+    ):
+        # The kernel takes a transaction in one piece, if it fits into the buffer.
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(data))
+        # Of more errors than the other buffer holds, the first is wanted.
+        netlink.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+        netlink.send(data)
+        while True:
+            # The answers are there when send() returns: waiting could only be for ever.
+            answer = netlink.recv(_ANSWER.size, socket.MSG_DONTWAIT)
+            number, code = _ANSWER.unpack(answer)
+            if code:
+                raise _refusal(messages, number, -code)
+            if number == len(messages):
+                return
+
+
+def _refusal(messages: Sequence[Message], number: int, code: int) -> RedirectError:
+    # The beginning, number 0, stands for the whole.
+    place = f"; at: {messages[number - 1].what}" if number else ""
+    return RedirectError(f"nftables refused the rules: {explain(code)}{place}")
+
+
+def _encoded(kind: int, flags: int, number: int, body: bytes) -> bytes:
+    length = _MESSAGE.size + len(body)
+    return _MESSAGE.pack(length, kind, NLM_F_REQUEST | flags, number, 0) + body

@@ -1,1 +1,0 @@
-"""The figures of docs/performance.md: ``python -m tests.bench``."""

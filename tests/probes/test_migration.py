@@ -1,0 +1,303 @@
+"""From one backend to another, and from Istio's own agent to us, on the host."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from nodeagent.mesh.pod import PodUID
+from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.iptables_programs import Variant
+from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.probes import migration as probe_takeover
+from nodeagent.probes import removal as probe_removal
+from nodeagent.probes.iptables_rules import ProbeChains, read_chains
+from nodeagent.redirect.rules import Family
+from tests.eventually import eventually
+from tests.lab.host import PROBE_V4, SET_V4, SET_V6, TABLE, enrolled
+from tests.lab.ipsets import KINDS, IptablesHost, new_iptables_host, probes_in
+
+V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
+OTHER = ip_address("10.1.0.2")
+FOREIGN_TABLE = "table inet theirs { chain c { type filter hook output priority 7; }; }"
+FOREIGN_CHAIN = "iptables-{} -t nat -A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE"
+FOREIGN_SET = "ipset create theirs hash:ip"
+
+
+@pytest.fixture(autouse=True)
+def _lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # /run is not ours to write to where the tests run without root.
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+
+
+@pytest.fixture
+def host() -> Iterator[IptablesHost]:
+    with new_iptables_host() as host:
+        yield host
+
+
+@pytest.fixture
+def threads() -> Iterator[NamespaceThreads]:
+    with contextlib.closing(NamespaceThreads(1)) as threads:
+        yield threads
+
+
+def standing(host: IptablesHost) -> set[Variant | None]:
+    """In which languages there is something of ours."""
+    found: set[Variant | None] = {v for v in Variant if "ISTIO" in host.iptables(v)}
+    return found | ({None} if TABLE in host.nft("list ruleset") else set())
+
+
+MOVES = [(old, new) for old in KINDS for new in KINDS if old is not new]
+
+
+@pytest.mark.parametrize(("old", "new"), MOVES, ids=str)
+async def test_the_former_backend_goes_last(
+    host: IptablesHost,
+    threads: NamespaceThreads,
+    *,
+    old: Variant | None,
+    new: Variant | None,
+) -> None:
+    """L7, L8: the old rules go in place, once every enrolled pod's addresses are in the new."""
+    host.nft(FOREIGN_TABLE)
+    pods = [enrolled("a", V4, V6), enrolled("b", OTHER)]
+    async with probes_in(old, host, threads) as former:
+        await former.start()
+        for pod in pods:
+            await former.ensure(pod)
+    async with probes_in(new, host, threads) as later:
+        await later.start()
+        await later.ensure(pods[0])
+        assert standing(host) == {old, new}
+        await later.prune(pods)
+        assert standing(host) == {old, new}, "a pod is not in yet"
+        await later.ensure(enrolled("b"))
+        assert standing(host) == {old, new}, "its address is not known yet"
+        await later.ensure(pods[1])
+        assert standing(host) == {new}
+    owners = host.owners() if new is None else host.ipset_owners()
+    assert owners == {V4: "a", V6: "a", OTHER: "b"}
+    assert (host.shell("ipset save") == "") == (new is None)
+    assert "table inet theirs" in host.nft("list ruleset")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_what_istio_left_is_taken_over(
+    host: IptablesHost, threads: NamespaceThreads, kind: Variant | None
+) -> None:
+    """L7, L8: Istio's chain, jump and sets become ours or go; others' are untouched to the byte."""
+    host.shell(FOREIGN_CHAIN.format("legacy"), FOREIGN_CHAIN.format("nft"), FOREIGN_SET)
+    before = {v: host.iptables(v, family="iptables") for v in Variant}
+    host.shell(
+        f"ipset create {SET_V4} hash:ip comment",
+        f"ipset add {SET_V4} {V4} comment a",
+        f"ipset create {SET_V6} hash:ip family inet6 comment",
+        "iptables-legacy -t nat -N ISTIO_POSTRT",
+        "iptables-legacy -t nat -I POSTROUTING 1 -j ISTIO_POSTRT",
+        "iptables-legacy -t nat -A ISTIO_POSTRT -m owner --socket-exists -p tcp"
+        f" -m set --match-set {SET_V4} dst -j SNAT --to-source {PROBE_V4}",
+    )
+    async with probes_in(kind, host, threads) as probes:
+        await probes.start()
+        await probes.ensure(enrolled("a", V4))
+        await probes.prune([enrolled("a", V4)])
+        assert standing(host) == {kind}
+        assert (host.owners() if kind is None else host.ipset_owners()) == {V4: "a"}
+        for variant in set(Variant) - {kind}:
+            assert host.iptables(variant, family="iptables") == before[variant]
+        assert (await probes.uninstall()).removed
+    assert {v: host.iptables(v, family="iptables") for v in Variant} == before
+    assert host.shell("ipset save").count("create") == 1
+
+
+ISTIOS_TABLE = f"""
+add table {TABLE}
+add set {TABLE} {SET_V4} {{ type ipv4_addr ; comment "UUID of the pods" ; }}
+add set {TABLE} {SET_V6} {{ type ipv6_addr ; comment "UUID of the pods" ; }}
+add element {TABLE} {SET_V4} {{ {V4} comment "a" }}
+add chain {TABLE} postrouting {{ type nat hook postrouting priority 100 ; }}
+add rule {TABLE} postrouting meta l4proto tcp skuid 1000 ip daddr @{SET_V4} counter\
+ snat to {PROBE_V4}
+"""
+"""As the nftables backend of Istio 1.27 to 1.29 makes it."""
+RULE = f"-m set --match-set {SET_V4} dst -j SNAT --to-source {PROBE_V4}"
+ISTIOS_CHAIN = [
+    f"ipset create {SET_V4} hash:ip comment",
+    f"ipset add {SET_V4} {V4} comment a",
+    "iptables-{} -t nat -N ISTIO_POSTRT",
+    "iptables-{} -t nat -A POSTROUTING -j ISTIO_POSTRT",
+    f"iptables-{{}} -t nat -A ISTIO_POSTRT -m owner --socket-exists -p tcp {RULE}",
+]
+
+
+def istio(host: IptablesHost, owner: Variant | None) -> None:
+    """Have Istio's ambient agent come to the host, with this backend."""
+    if owner is None:
+        host.nft(ISTIOS_TABLE.replace("\\\n", ""))
+    else:
+        host.shell(*(command.format(owner) for command in ISTIOS_CHAIN))
+
+
+def everything(host: IptablesHost) -> list[str]:
+    listings = [host.iptables(variant) for variant in Variant]
+    return [*listings, host.nft("list ruleset"), host.shell("ipset save")]
+
+
+@pytest.mark.parametrize("owner", KINDS, ids=str)
+async def test_uninstall_leaves_what_istio_has_just_made(
+    host: IptablesHost, threads: NamespaceThreads, owner: Variant | None
+) -> None:
+    """L30: the agent that takes our place may have come already; what is left alone is named."""
+    istio(host, owner)
+    before = everything(host)
+    async with probes_in(None, host, threads) as probes:
+        done = await probes.uninstall()
+    assert everything(host) == before
+    assert done.removed == done.failed == []
+    assert len(done.left) == (1 if owner is None else 2)
+
+
+@pytest.mark.parametrize("owner", KINDS, ids=str)
+async def test_uninstall_takes_nothing_that_somebody_put_into_ours(
+    host: IptablesHost, threads: NamespaceThreads, owner: Variant | None
+) -> None:
+    """L30: our mark does not make somebody's rule in the same chain ours."""
+    async with probes_in(owner, host, threads) as probes:
+        await probes.ensure(enrolled("a", V4))
+        if owner is None:
+            host.nft(f"add rule {TABLE} postrouting ip daddr 192.0.2.1 counter accept")
+        else:
+            rule = "-t nat -A ISTIO_POSTRT -d 192.0.2.1/32 -j ACCEPT"
+            host.shell(f"iptables-{owner} {rule}", f"ip6tables-{owner} -t nat -F ISTIO_POSTRT")
+        before = everything(host)
+        done = await probes.uninstall()
+    assert everything(host) == before
+    assert done.removed == done.failed == []
+    assert done.left
+
+
+@pytest.mark.parametrize(("owner", "kind"), MOVES, ids=str)
+async def test_what_istio_left_goes_at_a_takeover(
+    host: IptablesHost,
+    threads: NamespaceThreads,
+    *,
+    owner: Variant | None,
+    kind: Variant | None,
+) -> None:
+    """L30: exactly what Istio's agent makes goes, in each language but our own."""
+    istio(host, owner)
+    async with probes_in(kind, host, threads) as probes:
+        await probes.start()
+        await probes.ensure(enrolled("a", V4))
+        await probes.prune([enrolled("a", V4)])
+    assert standing(host) == {kind}
+
+
+@pytest.mark.parametrize(("owner", "kind"), MOVES, ids=str)
+async def test_what_nobody_knows_stays_at_a_takeover(
+    host: IptablesHost,
+    threads: NamespaceThreads,
+    *,
+    owner: Variant | None,
+    kind: Variant | None,
+) -> None:
+    """L30: a name is no evidence: rules that Istio's agent does not make are left alone."""
+    istio(host, owner)
+    if owner is None:
+        host.nft(f"add rule {TABLE} postrouting ip daddr 192.0.2.1 counter accept")
+    else:
+        host.shell(f"iptables-{owner} -t nat -A ISTIO_POSTRT -p udp -j ACCEPT")
+    async with probes_in(kind, host, threads) as probes:
+        await probes.start()
+        await probes.ensure(enrolled("a", V4))
+        await probes.prune([enrolled("a", V4)])
+    assert standing(host) == {kind, owner}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_uninstall_removes_every_kind(
+    host: IptablesHost, threads: NamespaceThreads, kind: Variant | None
+) -> None:
+    """Whoever uninstalls takes out what any backend has left."""
+    for each in KINDS:
+        async with probes_in(each, host, threads) as former:
+            await former.ensure(enrolled("a", V4))
+    assert standing(host) == set(KINDS)
+    async with probes_in(kind, host, threads) as probes:
+        assert (await probes.uninstall()).removed
+        assert not (await probes.uninstall()).removed
+    assert standing(host) == set()
+    assert host.shell("ipset save") == ""
+
+
+async def test_a_pod_that_goes_is_not_waited_for(
+    host: IptablesHost, threads: NamespaceThreads
+) -> None:
+    """The old rules go with the last pod that needed them, whether it arrives or leaves."""
+    async with probes_in(Variant.NFT, host, threads) as former:
+        await former.ensure(enrolled("a", V4))
+    async with probes_in(None, host, threads) as later:
+        await later.start()
+        await later.prune([enrolled("a", V4)])
+        assert standing(host) == {None, Variant.NFT}
+        await later.remove(PodUID("a"))
+        assert standing(host) == {None}
+
+
+async def test_what_failed_is_tried_again(
+    host: IptablesHost, threads: NamespaceThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L35: leftovers that cannot be looked for hold nothing up, and go later."""
+    failing = [True]
+
+    def read(variant: Variant, families: Iterable[Family]) -> ProbeChains:
+        if failing and variant is Variant.LEGACY:
+            raise RedirectError("not now")
+        return read_chains(variant, families)
+
+    monkeypatch.setattr(probe_takeover, "RETRY_AFTER", 0.01)
+    monkeypatch.setattr(probe_removal, "read_chains", read)
+    istio(host, Variant.LEGACY)
+    host.shell("iptables-nft -t nat -N ISTIO_POSTRT", ISTIOS_CHAIN[-1].format("nft"))
+    async with probes_in(None, host, threads) as probes:
+        await probes.start()
+        await probes.ensure(enrolled("a", V4))
+        await probes.prune([enrolled("a", V4)])
+        assert standing(host) == {None, Variant.LEGACY}, "what can be removed is"
+        keeping = asyncio.create_task(probes.keep())
+        failing.clear()
+        await eventually(lambda: standing(host) == {None})
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
+async def test_nothing_is_made_by_looking(host: IptablesHost, threads: NamespaceThreads) -> None:
+    """L7: a life on nftables makes no table of iptables and no ipset."""
+    async with probes_in(None, host, threads) as probes:
+        await probes.start()
+        await probes.ensure(enrolled("a", V4))
+        await probes.prune([enrolled("a", V4)])
+        assert host.nft("list tables").split(" # ")[0].strip() == f"table {TABLE}"
+        assert (await probes.uninstall()).removed
+    assert host.nft("list ruleset") == ""
+    assert host.legacy_tables() == ""
+    assert host.shell("ipset save") == ""
+
+
+async def test_a_chain_that_cannot_go_is_no_fault(
+    host: IptablesHost, threads: NamespaceThreads, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A set that somebody else's rule uses stays, and is said to; pods are not held up."""
+    async with probes_in(Variant.NFT, host, threads) as former:
+        await former.ensure(enrolled("a", V4))
+    host.shell(f"iptables-nft -A OUTPUT -m set --match-set {SET_V4} dst -j RETURN")
+    async with probes_in(None, host, threads) as later:
+        await later.ensure(enrolled("a", V4))
+        await later.prune([enrolled("a", V4)])
+    assert "somebody else's rule uses it" in capsys.readouterr().out
+    assert standing(host) == {None}
+    assert host.ipset_owners(SET_V4) == {V4: "a"}
