@@ -129,8 +129,9 @@ async def test_order_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
         await on.until_state("2", State.OUTSIDE)
 
 
-async def test_release_that_the_api_does_not_take() -> None:
+async def test_release_that_the_api_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peers that cannot be told send HBONE still: such a pod stays in the mesh, as it was."""
+    monkeypatch.setattr(enrollment, "HEARD", 0.0)
     node = Node(undelivered={U1})
     async with bench(node) as on:
         await enrolled(on)
