@@ -13,3 +13,11 @@ async def eventually(condition: Callable[[], bool], seconds: float = PATIENCE) -
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.001)
+
+
+def listens(path: str) -> bool:
+    """Whether a Unix socket listens at `path`, which exists a moment before."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
+        rows = [line.split(maxsplit=7) for line in sockets]
+    # The flag __SO_ACCEPTCON of linux/net.h.
+    return any(row[3] == "00010000" and row[7:] == [f"{path}\n"] for row in rows)

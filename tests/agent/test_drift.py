@@ -32,6 +32,7 @@ NAT, MANGLE = "inet istio-ambient-nat", "inet istio-ambient-mangle"
 FIGHT = 2.0
 """Seconds."""
 APP = 8080
+CONTESTED = "something else keeps changing the pod's redirection"
 
 
 async def enrolled(node: Node, ztunnels: list[ModelZtunnel], *pods: Pod) -> None:
@@ -195,8 +196,8 @@ async def test_a_mend_leaves_no_gap(lab: Lab, node: Node, ztunnels: list[ModelZt
             for count in range(1, 8):
                 nft(web, f"flush chain {MANGLE} istio-prerouting")
                 await eventually(lambda count=count: mended(node, web) >= count)  # type: ignore[misc]
+            await eventually(lambda: answers["ztunnel:15001"] > 20)
     assert answers["app"] == len(app.peers) == 1, "got past ztunnel"
-    assert answers["ztunnel:15001"] > 20
 
 
 async def test_a_fight_holds_nobody_up(lab: Lab, node: Node, ztunnels: list[ModelZtunnel]) -> None:
@@ -208,10 +209,11 @@ async def test_a_fight_holds_nobody_up(lab: Lab, node: Node, ztunnels: list[Mode
         await asyncio.sleep(FIGHT / 2)
         delete_a_rule(other)
         await eventually(lambda: mended(node, other) == 1)
+        await eventually(lambda: bool(log_lines(node, CONTESTED)))
         await asyncio.sleep(started + FIGHT - time.monotonic())
         used, taken = processor_seconds(node) - used, time.monotonic() - started
     assert used < 0.3 * taken
-    contested = log_lines(node, "something else keeps changing the pod's redirection")
+    contested = log_lines(node, CONTESTED)
     assert {line["pod"] for line in contested} == {"shop/fighter"}
     assert len(contested) <= 2, "told again and again"
     await eventually(lambda: right(node, fighter))

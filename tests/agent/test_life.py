@@ -293,7 +293,7 @@ async def test_hundred_pods_at_once(lab: Lab, node: Node, ztunnels: list[ModelZt
 async def test_stops_in_time_and_leaves_redirection(
     lab: Lab, node: Node, ztunnels: list[ModelZtunnel]
 ) -> None:
-    """SIGTERM ends the agent within 5 s even while ztunnel hangs; the rules stay."""
+    """SIGTERM ends the agent before kubelet kills it, even while ztunnel hangs; the rules stay."""
     web = lab.add_pod("web")
     node.start()
     ztunnel = await reconnected(node, ztunnels)
@@ -302,7 +302,7 @@ async def test_stops_in_time_and_leaves_redirection(
     await ztunnel.until(lambda: ("add", "uid-web") in ztunnel.requests)
     started = time.monotonic()
     assert await node.stop() == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10, "terminationGracePeriodSeconds of deploy/base"
     assert web.run(lambda: inspect(wanted(node))) == ()
     assert not os.path.exists(node.zds)
     assert json.loads(node.log.read_text().splitlines()[-1])["event"].startswith("stopped")

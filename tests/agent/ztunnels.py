@@ -1,16 +1,15 @@
 """How ztunnels come to an agent: connected as soon as it listens."""
 
 import asyncio
-import os
 
 from tests.agent.processes import Node
-from tests.eventually import PATIENCE, eventually
+from tests.eventually import PATIENCE, eventually, listens
 from tests.zds.model import ModelZtunnel
 
 
 async def ready(node: Node) -> None:
     """Wait until the agent listens."""
-    await eventually(lambda: os.path.exists(node.zds))
+    await eventually(lambda: listens(node.zds))
 
 
 def connect(node: Node, ztunnels: list[ModelZtunnel]) -> ModelZtunnel:

@@ -79,7 +79,7 @@ async def test_no_answer(config: str, proxy: FaultProxy) -> None:
         began = time.monotonic()
         with pytest.raises(ApiError, match="no answer in time") as silent:
             await api.get(PODS, timeout=0.2)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10, "nobody asked for so long"
         assert silent.value.status is None
         proxy.release()
         await proxy.down()

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -151,12 +150,11 @@ async def test_api_that_does_not_say(
         assert not await departure.for_good()
         await proxy.up()
         proxy.hold()
-        start = time.monotonic()
         assert not await departure.for_good(timeout=0.2)
-        assert time.monotonic() - start < 1
         proxy.release()
     assert [line["event"] for line in logs] == ["taken for an upgrade"] * 8
     assert all(line["reason"] for line in logs)
+    assert "no answer from the API in 0.2 s" in logs[-1]["reason"]
     assert await departure.for_good()
 
 

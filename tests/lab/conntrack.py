@@ -13,11 +13,14 @@ _NETLINK_NETFILTER = 12
 _CT_NEW, _CT_DELETE = 1 << 8, 1 << 8 | 2
 _NESTED = 0x8000
 _ORIGINAL, _REPLY, _STATUS, _TIMEOUT = 1 | _NESTED, 2 | _NESTED, 3, 7
+_MARK, _MARK_MASK = 8, 21
 _IP, _PROTOCOL = 1 | _NESTED, 2 | _NESTED
 # linux/netfilter/nf_conntrack_common.h: seen in both directions, assured, confirmed. What
 # is assured is not given up for a newcomer.
 _ASSURED = 1 << 1 | 1 << 2 | 1 << 3
 _SECONDS = 600
+_OURS = struct.pack("!I", 0xF111)
+"""The mark of the entries made here."""
 _AT_ONCE = 1024
 _TEMPLATE = IPv4Address("198.18.0.1")
 _SERVER = IPv4Address("198.19.0.1")
@@ -34,10 +37,11 @@ def fill() -> None:
             netlink.send(template.replace(_TEMPLATE.packed, client.packed))
 
 
-def flush() -> None:
-    """Forget every connection of the calling thread's namespace."""
+def make_room() -> None:
+    """Remove the entries that `fill` has made, and none of a connection that came meanwhile."""
+    mark = attribute(_MARK, _OURS) + attribute(_MARK_MASK, b"\xff" * 4)
     with Netlink(_NETLINK_NETFILTER) as netlink:
-        netlink.request(_CT_DELETE, 0, bytes(4))
+        netlink.request(_CT_DELETE, 0, bytes(4) + mark)
 
 
 def _entry(number: int) -> bytes:
@@ -47,6 +51,7 @@ def _entry(number: int) -> bytes:
         + attribute(_REPLY, _tuple(_SERVER, 9, _TEMPLATE, number))
         + attribute(_STATUS, struct.pack("!I", _ASSURED))
         + attribute(_TIMEOUT, struct.pack("!I", _SECONDS))
+        + attribute(_MARK, _OURS)
     )
     flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL
     return struct.pack("=IHHII", 16 + len(body), _CT_NEW, flags, 0, 0) + body

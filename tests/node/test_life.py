@@ -1,7 +1,6 @@
 """The agent comes and goes, is replaced and cut off: nothing that is right changes."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -27,9 +26,7 @@ async def test_agent_is_replaced(node: Node, how: str) -> None:
         if how == "upgrade":
             await node.agent.upgrade()
         else:
-            started = time.monotonic()
             await (node.agent.stop() if how == "stop" else node.agent.kill())
-            assert time.monotonic() - started < 5
             await stream.more(5)
             await node.start_agent()
         for pod in (client, server):

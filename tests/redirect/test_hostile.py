@@ -157,7 +157,7 @@ async def test_full_conntrack_table(redirector: PodRedirector, pod: Pod, other: 
         waiting = asyncio.create_task(ask(pod, other.v4, APP))
         assert (await ask(other, pod.v4, APP))[0] == "ztunnel:15001"
         assert ztunnel.destinations == []
-        pod.run(conntrack.flush)
+        pod.run(conntrack.make_room)
         assert (await waiting)[0] == "ztunnel:15001"
         assert app.peers == []
 

@@ -72,7 +72,6 @@ async def demo(tmp_path: Path) -> AsyncIterator[Demo]:
     started = Demo(process, mark)
     try:
         yield started
-        # Left alone, it would run for longer than that.
         await eventually(lambda: not started.processes())
         # Other tests' pods are mounted here too, but not those in a directory of the demo.
         mounts = Path("/proc/self/mountinfo").read_text()
@@ -111,6 +110,8 @@ async def test_nothing_outlives_a_killed_demo(demo: Demo) -> None:
     await demo.printed("Restarts")
     assert len(demo.processes()) > 4
     demo.process.kill()  # and the fixture looks what is left
+    _, output, _ = await demo.ended()
+    assert "claims observed" not in output, "it went on to its end"
 
 
 async def test_what_is_not_observed_is_told_and_is_status_1() -> None:

@@ -210,19 +210,19 @@ async def test_a_retry_is_a_whole_interval_after_the_failure(
     start_stub: StubFactory, agent: Agent, make_pod: PodFactory, logs: Logs
 ) -> None:
     """What was pending before, and was deleted, does not bring the next retry forward."""
-    stub = await start_stub(retry_interval=0.3)
+    stub = await start_stub(retry_interval=1)
     first, second = make_pod(), make_pod()
     with await agent.session() as session:
         assert await session.snapshot_sent() == ""
         with first.call(_occupy, 15006):
             assert await session.add("a", first.namespace.fd) != ""
         assert await session.delete("a") == ""
-        await asyncio.sleep(0.45)  # in the middle between two intervals
+        await asyncio.sleep(1.5)  # in the middle between two intervals
         failed = time.monotonic()
         with second.call(_occupy, 15006):
             assert await session.add("b", second.namespace.fd) != ""
         await eventually(stub.ready)
-        assert time.monotonic() - failed >= 0.3
+        assert time.monotonic() - failed >= 1
     assert "still pending" not in [line["event"] for line in logs.lines]
 
 
@@ -285,11 +285,11 @@ async def test_a_namespace_without_ipv6_is_served_on_ipv4(
 
 async def test_it_comes_back_soon_to_an_agent_that_talks(agent: Agent, stub: Stub) -> None:
     """L12: every new connection has its hello; one that says nothing is called ever less often."""
-    silent = [await _pause(agent, talk=False) for _ in range(6)][-1]
+    silent = [await _pause(agent, talk=False) for _ in range(8)][-1]
     await _pause(agent, talk=True)
     talked = await _pause(agent, talk=False)
-    assert silent >= 0.16
-    assert talked < 0.1
+    assert silent >= 0.64
+    assert talked < 0.64
     assert not await stub.ready()
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from nodeagent.config import SETTINGS
-from tests.eventually import PATIENCE
+from tests.eventually import PATIENCE, listens
 from tests.tools.bench.node import Node
 
 _REST = 0.1
@@ -129,7 +129,7 @@ class Agent(Program):
             *("--log-format", "json"),
         )
         try:
-            self.until(lambda: os.path.exists(self.zds), "ZDS socket")
+            self.until(lambda: listens(self.zds), "ZDS socket")
         except BaseException:
             self.__exit__(None, None, None)
             raise
