@@ -17,6 +17,7 @@ from nodeagent.cni.server import serve_plugin
 from nodeagent.mesh.eligibility import Policy
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Namespace, Pod
+from tests.eventually import PATIENCE
 from tests.mesh.node import Bench, Node, bench
 
 T = TypeVar("T")
@@ -155,7 +156,7 @@ async def serving(
     node: Node | None = None,
     *,
     in_sync: bool = True,
-    deadline: float = 10,
+    deadline: float = PATIENCE,
     folder: bool = False,
     removal_grace: float = 0,
 ) -> AsyncIterator[Runtime]:

@@ -456,7 +456,7 @@ async def test_thousands_at_once(tmp_path: Path) -> None:
         for number in range(1, 1001)
     ]
     late = pods[1::2]
-    async with serving(tmp_path, deadline=30) as runtime:
+    async with serving(tmp_path, deadline=3600) as runtime:
         runtime.api.pods = late
         for pod in pods[::2]:
             runtime.on.table.pod_seen(pod)

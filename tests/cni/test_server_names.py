@@ -176,7 +176,7 @@ async def test_successor_that_the_api_does_not_have_yet(tmp_path: Path, start: S
 
 async def test_successor_that_never_comes(tmp_path: Path, start: Start) -> None:
     """L16: a pod that nobody knows is held, and the message says whose name it is."""
-    async with serving(tmp_path, deadline=0.4) as runtime:
+    async with serving(tmp_path, deadline=2) as runtime:
         known(runtime, "1", labels={}, deleting=True)
         api_has(runtime, replace(OLD, deleting=True))
         assert "is ending (UID 1)" in await start(runtime, 2)
@@ -254,7 +254,7 @@ async def test_delete_is_about_the_sandbox(tmp_path: Path, start: Start) -> None
 )
 async def test_folder_of_manifests(tmp_path: Path, start: Start, old: dict[str, object]) -> None:
     """Without an API to ask, a row that ends or has a sandbox that lives is no answer."""
-    async with serving(tmp_path, folder=True, deadline=1) as runtime:
+    async with serving(tmp_path, folder=True, deadline=5) as runtime:
         known(runtime)
         if not old:
             assert await start(runtime, 1) == ""

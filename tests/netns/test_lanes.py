@@ -15,7 +15,7 @@ from nodeagent.netns.costs import NO_LIMITS, Account, Cost, Limits
 from nodeagent.netns.namespace import NetworkNamespace
 from nodeagent.netns.threads import LANE, MOST_OVERTIME, SLOW_LANE, NamespaceThreads, TooCostlyError
 from tests.descriptors import open_descriptors
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.lab.pod import call_in_thread
 
 FOREVER = 3600.0
@@ -63,7 +63,7 @@ class Blocked:
     def add(self, namespace: NetworkNamespace) -> asyncio.Task[None]:
         def job() -> None:
             self.begun += 1
-            assert self._release.wait(30)
+            assert self._release.wait(PATIENCE)
 
         task = asyncio.create_task(self._threads.run(namespace, job))
         self._tasks.append(task)

@@ -10,7 +10,7 @@ import pytest
 from nodeagent.netns.namespace import NetnsId, NetworkNamespace
 from nodeagent.netns.threads import NamespaceThreads
 from tests.descriptors import open_descriptors
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.lab.lab import Lab
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,7 +71,7 @@ async def test_cancelled_caller(lab: Lab, threads: NamespaceThreads) -> None:
 
     def job() -> None:
         started.set()
-        finish.wait(5)
+        finish.wait(PATIENCE)
         seen.append(here())
 
     namespace = NetworkNamespace.open(lab.add_pod("a").path)
@@ -93,7 +93,7 @@ async def test_closed_pool_has_finished(lab: Lab) -> None:
 
     def job() -> None:
         begun.set()
-        done.wait(5)
+        done.wait(PATIENCE)
 
     with NetworkNamespace.open(lab.add_pod("a").path) as namespace:
         running = asyncio.create_task(threads.run(namespace, job))

@@ -11,7 +11,7 @@ import pytest
 from tests.agent.test_probes import PROBE
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import DEPLOY, apply, build
-from tests.eventually import eventually
+from tests.eventually import PATIENCE, eventually
 from tests.node.node import OUTSIDE, Node, host_rules
 from tests.node.pod import OUTBOUND, Pod
 from tests.node.traffic import serving, talking, through
@@ -61,7 +61,7 @@ async def answers(pod: Pod) -> str:
 
     Over IPv4: the chain's bridge is not always there for IPv6. The lab's is, in tests/redirect.
     """
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection(str(pod.inside.v4), PORT)
         seen = (await reader.readline()).decode().split()[1]
         writer.close()

@@ -16,6 +16,7 @@ from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.threads import NamespaceThreads
 from nodeagent.probes.host_probes import HostProbes
 from nodeagent.probes.nft_table import ProbeTable
+from tests.eventually import PATIENCE
 from tests.lab.host import SET_V4, SET_V6, TABLE, Host, enrolled, new_host, probes_of
 
 V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
@@ -146,14 +147,14 @@ async def test_a_cancelled_change_comes_before_the_next(
 
     def slowly(table: ProbeTable, text: str) -> None:
         started.set()
-        may_go_on.wait(5)
+        may_go_on.wait(PATIENCE)
         apply(table, text)
 
     await probes.start()
     with monkeypatch.context() as slowed:
         slowed.setattr(ProbeTable, "apply", slowly)
         given_up = asyncio.create_task(probes.ensure(enrolled("a", V4)))
-        await asyncio.to_thread(started.wait, 5)
+        await asyncio.to_thread(started.wait, PATIENCE)
     given_up.cancel()
     with pytest.raises(asyncio.CancelledError):
         await given_up

@@ -191,13 +191,13 @@ class Life:
         for row in self.on.table:
             self.on.reconciler.wake(row)
         last = self.served.ztunnels[-1]
-        await eventually(lambda: set(last.workloads) <= self.world.wanted(), 10)
+        await eventually(lambda: set(last.workloads) <= self.world.wanted())
 
     async def leave(self) -> None:
         """Have every pod go: no ztunnel that is connected has it any more."""
         for uid in dict(self.world.pods):
             self.gone(uid)
-        await eventually(lambda: len(self.on.table) == 0, 10)
+        await eventually(lambda: len(self.on.table) == 0)
         for ztunnel in self.due:
             assert ztunnel.ended or ztunnel.workloads == {}
 

@@ -7,6 +7,7 @@ import pytest
 
 from nodeagent.netns.threads import NamespaceThreads
 from tests.descriptors import open_descriptors
+from tests.eventually import PATIENCE
 from tests.ztunnel_stub.harness import eventually
 from tests.ztunnel_stub.pods import Pod
 from ztunnel_stub.sockets import PodSockets
@@ -19,7 +20,7 @@ async def test_what_is_opened_for_a_caller_that_left_is_closed(pod: Pod) -> None
 
     def hold() -> None:
         busy.set()
-        go_on.wait(5)
+        go_on.wait(PATIENCE)
 
     try:
         holding = asyncio.create_task(threads.run(pod.namespace, hold))
