@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from tests.cluster import binaries
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import DEPLOY, apply, build
@@ -175,7 +175,7 @@ def version(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def threads() -> Iterator[NamespaceThreads]:
+def threads() -> Iterator[NetnsThreads]:
     """Threads that enter network namespaces."""
-    with contextlib.closing(NamespaceThreads()) as pool:
+    with contextlib.closing(NetnsThreads()) as pool:
         yield pool

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from nodeagent.netns.namespace import NetworkNamespace, NotANetworkNamespaceError
+from nodeagent.netns.netns import Netns, NotANetnsError
 from nodeagent.zds import zds_pb2
 
 MAX_PACKET = 1024
@@ -35,7 +35,7 @@ class Add:
 
     uid: str
     info: WorkloadInfo
-    namespace: NetworkNamespace
+    namespace: Netns
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ def _add(add: zds_pb2.AddWorkload, descriptors: list[int]) -> Add:
     if len(descriptors) != 1:
         raise ProtocolError(f"an add message must carry one descriptor, not {len(descriptors)}")
     try:
-        namespace = NetworkNamespace(descriptors.pop())
-    except NotANetworkNamespaceError as error:
+        namespace = Netns(descriptors.pop())
+    except NotANetnsError as error:
         raise ProtocolError(f"the descriptor is no network namespace: {error}") from error
     info = add.workload_info
     return Add(add.uid, WorkloadInfo(info.name, info.namespace, info.service_account), namespace)

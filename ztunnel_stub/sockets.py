@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from ztunnel_stub.address import Endpoint
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class PodSockets:
 
     __slots__ = ("_namespace", "_threads")
 
-    def __init__(self, namespace: NetworkNamespace, threads: NamespaceThreads) -> None:
+    def __init__(self, namespace: Netns, threads: NetnsThreads) -> None:
         """Borrow both."""
         self._namespace = namespace
         self._threads = threads

@@ -9,9 +9,9 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from nodeagent.linux import syscalls as kernel
-from nodeagent.linux.fd_limit import make_room
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.linux.fd_limit import raise_nofile_limit
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from ztunnel_stub.admin import AdminError, admin, readiness
 from ztunnel_stub.client import Client
 from ztunnel_stub.faults import Faults
@@ -33,7 +33,7 @@ class StartError(Exception):
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ``StartError``."""
     _check_privileges()
-    make_room(_EXPECTED_DESCRIPTORS)
+    raise_nofile_limit(_EXPECTED_DESCRIPTORS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,7 +58,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
-        threads = stack.enter_context(closing(NamespaceThreads()))
+        threads = stack.enter_context(closing(NetnsThreads()))
         recorder = stack.enter_context(_recorder(settings.record))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         workloads = Workloads(
@@ -98,7 +98,7 @@ def _recorder(path: str | None) -> Recorder:
 def _check_privileges() -> None:
     """Say at the start what every pod would fail of later."""
     try:
-        with NetworkNamespace.current() as own:
+        with Netns.current() as own:
             kernel.setns(own.fd, kernel.CLONE_NEWNET)
     except PermissionError as error:
         raise StartError(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns, NetnsId
+from nodeagent.netns.threads import NetnsThreads
 from ztunnel_stub import dns
 from ztunnel_stub.address import Endpoint, original_destination
 from ztunnel_stub.codec import WorkloadInfo
@@ -41,7 +41,7 @@ class Serving:
     """What all workloads share."""
 
     tasks: asyncio.TaskGroup
-    threads: NamespaceThreads
+    threads: NetnsThreads
     resolver: Endpoint | None
     """Where DNS goes, seen from inside the pods; without one they get SERVFAIL."""
     drain_timeout: float
@@ -62,9 +62,7 @@ class Workload:
         "uid",
     )
 
-    def __init__(
-        self, *, uid: str, info: WorkloadInfo, namespace: NetworkNamespace, serving: Serving
-    ) -> None:
+    def __init__(self, *, uid: str, info: WorkloadInfo, namespace: Netns, serving: Serving) -> None:
         """Own `namespace` from now on."""
         self.uid = uid
         self.info = info

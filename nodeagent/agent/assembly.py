@@ -25,9 +25,9 @@ from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
 from nodeagent.netns.costs import NO_LIMITS
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
-from nodeagent.netns.verify import Verifier, host_namespaces
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
+from nodeagent.netns.verify import Verifier, host_netns_ids
 from nodeagent.probes.migration import TakingOver
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import Intent
@@ -41,13 +41,13 @@ log = structlog.get_logger()
 class Assembly:
     """What works together for the pods of one node."""
 
-    threads: NamespaceThreads
+    threads: NetnsThreads
     probes: TakingOver
     origin: Origin
     book: Book
     redirector: PodRedirector
     policy: Policy
-    reconciler: Reconciler[NetworkNamespace]
+    reconciler: Reconciler[Netns]
     tasks: asyncio.TaskGroup
 
     async def start_probes(self) -> None:
@@ -85,14 +85,12 @@ async def assembled(
     `tasks` has to end before. Raises ``OSError``, ``RetryError``.
     """
     async with contextlib.AsyncExitStack() as stack:
-        threads = stack.enter_context(contextlib.closing(NamespaceThreads()))
+        threads = stack.enter_context(contextlib.closing(NetnsThreads()))
         # The host waits for no pod, and no pod decides how long it takes (L36).
-        host_threads = stack.enter_context(
-            contextlib.closing(NamespaceThreads(1, limits=NO_LIMITS))
-        )
+        host_threads = stack.enter_context(contextlib.closing(NetnsThreads(1, limits=NO_LIMITS)))
         variant = await iptables_variant(settings, host_threads)
         probes = await stack.enter_async_context(host_probes(settings, host_threads, variant))
-        verifier = Verifier(threads, host_namespaces(host_path(settings)))
+        verifier = Verifier(threads, host_netns_ids(host_path(settings)))
         if api is None:
             origin = from_folder(require_manifests(settings), verifier)
         else:
@@ -137,7 +135,7 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-async def _follow(source: PodSource, table: Table[NetworkNamespace]) -> None:
+async def _follow(source: PodSource, table: Table[Netns]) -> None:
     async with contextlib.aclosing(source.events()) as events:
         async for event in events:
             match event:

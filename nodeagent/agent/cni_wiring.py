@@ -17,7 +17,7 @@ from nodeagent.cni.server import serve_plugin
 from nodeagent.config import Settings
 from nodeagent.mesh.eligibility import Policy
 from nodeagent.mesh.table import Table
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace
+from nodeagent.netns.netns import Netns, NetnsId
 from nodeagent.redirect.redirector import PodRedirector
 
 _DAEMON_SET = "nodeagent"
@@ -29,7 +29,7 @@ _ZTUNNEL = "ztunnel-"
 def plugin_server(
     settings: Settings,
     *,
-    table: Table[NetworkNamespace],
+    table: Table[Netns],
     policy: Policy,
     redirector: PodRedirector,
     origin: Origin,

@@ -11,8 +11,8 @@ from nodeagent.mesh.errors import RetryError
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_variant import find_variant
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.migration import TakingOver, host_probes_for
 
 log = structlog.get_logger()
@@ -20,10 +20,10 @@ log = structlog.get_logger()
 
 @contextlib.asynccontextmanager
 async def host_probes(
-    settings: Settings, threads: NamespaceThreads, variant: Variant | None
+    settings: Settings, threads: NetnsThreads, variant: Variant | None
 ) -> AsyncIterator[TakingOver]:
     """The probe set of the host that the settings name. Raises ``OSError``."""
-    with host_namespace(settings) as host:
+    with open_host_netns(settings) as host:
         probes = host_probes_for(
             variant,
             threads,
@@ -36,14 +36,14 @@ async def host_probes(
             yield probes
 
 
-async def iptables_variant(settings: Settings, threads: NamespaceThreads) -> Variant | None:
+async def iptables_variant(settings: Settings, threads: NetnsThreads) -> Variant | None:
     """Which iptables programs write the rules; None: they are written for nftables itself."""
     forced = Variant(settings.force_iptables_binary) if settings.force_iptables_binary else None
     if settings.native_nftables:
         if forced:
             log.warning("FORCE_IPTABLES_BINARY has no effect: NATIVE_NFTABLES is on")
         return None
-    with host_namespace(settings) as host:
+    with open_host_netns(settings) as host:
         find = partial(find_variant, forced, settings.cni_agent_run_dir)
         try:
             variant = await threads.run(host, find)
@@ -53,9 +53,9 @@ async def iptables_variant(settings: Settings, threads: NamespaceThreads) -> Var
     return variant
 
 
-def host_namespace(settings: Settings) -> NetworkNamespace:
+def open_host_netns(settings: Settings) -> Netns:
     """Open it; the caller owns it. Raises ``OSError``."""
-    return NetworkNamespace.open(host_path(settings) or "/proc/thread-self/ns/net")
+    return Netns.open(host_path(settings) or "/proc/thread-self/ns/net")
 
 
 def host_path(settings: Settings) -> str | None:

@@ -10,14 +10,14 @@ from typing import Any
 from nodeagent.admin.client import NoAgentError, fetch_workloads
 from nodeagent.agent.assembly import assembled, cluster_of
 from nodeagent.agent.cni_wiring import uninstall_plugin
-from nodeagent.agent.host import host_namespace, host_path, host_probes
+from nodeagent.agent.host import host_path, host_probes, open_host_netns
 from nodeagent.cluster.api import ApiServer
 from nodeagent.config import Settings
 from nodeagent.mesh.errors import RetryError
 from nodeagent.netns.costs import NO_LIMITS
 from nodeagent.netns.holders import held_addresses
-from nodeagent.netns.threads import NamespaceThreads
-from nodeagent.netns.verify import host_namespaces
+from nodeagent.netns.threads import NetnsThreads
+from nodeagent.netns.verify import host_netns_ids
 from nodeagent.probes.removal import probed_addresses
 
 _LIST_TIMEOUT = 30.0
@@ -48,7 +48,7 @@ async def uninstall(settings: Settings, *, release_pods: bool = False) -> Farewe
     """
     remain = await _released(settings) if release_pods else []
     lines = [*remain, *_unchained(settings)]
-    with contextlib.closing(NamespaceThreads(4, limits=NO_LIMITS)) as threads:
+    with contextlib.closing(NetnsThreads(4, limits=NO_LIMITS)) as threads:
         pods = await _probed_pods(settings, threads)
         if pods:
             lines.append(
@@ -98,13 +98,13 @@ def _unchained(settings: Settings) -> Iterable[str]:
         yield f"the CNI plugin's binary stays: {chain.kept}"
 
 
-async def _probed_pods(settings: Settings, threads: NamespaceThreads) -> list[str]:
+async def _probed_pods(settings: Settings, threads: NetnsThreads) -> list[str]:
     """The addresses of pods that run on the node, and whose probes the host's rules let through."""
-    with host_namespace(settings) as host:
+    with open_host_netns(settings) as host:
         probed = await threads.run(host, probed_addresses)
     if not probed:
         return []
-    host_ids = host_namespaces(host_path(settings))
+    host_ids = host_netns_ids(host_path(settings))
     held = await held_addresses(threads, settings.on_host("/proc"), host_ids)
     return sorted(str(address) for address in (probed if held is None else probed & held))
 

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from nodeagent.cluster.api import ApiError, ApiServer
-from nodeagent.cluster.cluster_reporter import KubernetesStatus
-from nodeagent.cluster.kubernetes import KubernetesPods
-from nodeagent.cluster.log_reporter import LoggedStatus
-from nodeagent.cluster.manifests import ManifestFolder
+from nodeagent.cluster.cluster_pods import ClusterPods
+from nodeagent.cluster.cluster_reporter import ClusterReporter
+from nodeagent.cluster.log_reporter import LogReporter
+from nodeagent.cluster.manifest_folder import ManifestFolder
 from nodeagent.cluster.projection import ProjectionError
 from nodeagent.cluster.source import PodSource
 from nodeagent.config import Settings
 from nodeagent.mesh.eligibility import deciding_labels
-from nodeagent.mesh.enrollment import NamespaceFinder, Reporter
+from nodeagent.mesh.enrollment import NetnsFinder, Reporter
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Namespace, Pod
-from nodeagent.netns.annotated import AnnotatedNamespaces
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.annotated import AnnotatedNetnsFinder
+from nodeagent.netns.netns import Netns
 from nodeagent.netns.verify import Verifier
 
 P = ParamSpec("P")
@@ -30,7 +30,7 @@ class Origin:
     """What differs between the two."""
 
     source: PodSource
-    namespaces: NamespaceFinder[NetworkNamespace]
+    namespaces: NetnsFinder[Netns]
     reporter: Reporter
     pod: Callable[[str, str], Awaitable[Pod | None]] | None = None
     """Asks for a pod, by namespace and name, of which the source may not have told yet."""
@@ -44,8 +44,8 @@ def from_folder(folder: str, verifier: Verifier) -> Origin:
     """Pods from a folder of manifests, which name their namespaces themselves."""
     return Origin(
         source=ManifestFolder(folder),
-        namespaces=AnnotatedNamespaces(verifier),
-        reporter=LoggedStatus(),
+        namespaces=AnnotatedNetnsFinder(verifier),
+        reporter=LogReporter(),
     )
 
 
@@ -57,8 +57,8 @@ async def from_cluster(
     from nodeagent.netns.finding import opened_finder  # noqa: PLC0415 - gRPC takes 9 MiB
 
     labels = deciding_labels(settings.ambient_enablement_selector)
-    pods = KubernetesPods(api, settings.node_name, labels=labels)
-    status = KubernetesStatus(api, settings.node_name)
+    pods = ClusterPods(api, settings.node_name, labels=labels)
+    status = ClusterReporter(api, settings.node_name)
     async with opened_finder(
         verifier, endpoint=settings.container_runtime_endpoint, prefix=settings.host_prefix
     ) as namespaces:

@@ -14,18 +14,18 @@ from nodeagent.agent.cni_wiring import installer, plugin_server
 from nodeagent.agent.leaving import uninstall
 from nodeagent.cluster.api import ApiServer
 from nodeagent.cluster.taint import remove_taint
-from nodeagent.cluster.uninstall_detector import Departure
+from nodeagent.cluster.uninstall_detector import UninstallDetector
 from nodeagent.cni.install.installer import Installer
 from nodeagent.config import Settings
 from nodeagent.linux import syscalls as kernel
-from nodeagent.linux.fd_limit import make_room
+from nodeagent.linux.fd_limit import raise_nofile_limit
 from nodeagent.linux.unix_sockets import listening
 from nodeagent.loop_watch import watching_loop
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from nodeagent.probes.migration import TakingOver
 from nodeagent.zds.server import ZdsServer
 
@@ -54,15 +54,15 @@ async def run(settings: Settings) -> int:
     ``NoBinaryError``, each with a text for people.
     """
     kernel.share_malloc_arena()
-    make_room(_EXPECTED_DESCRIPTORS)
+    raise_nofile_limit(_EXPECTED_DESCRIPTORS)
     async with cluster_of(settings) as api:
-        departure = _departure(settings, api)
-        ready: asyncio.Future[Reconciler[NetworkNamespace]] = asyncio.Future()
-        serving = asyncio.create_task(_serve(settings, api, departure, ready), name="agent")
-        if await _told_to_stop(serving) and departure is not None and await departure.for_good():
+        detector = _uninstall_detector(settings, api)
+        ready: asyncio.Future[Reconciler[Netns]] = asyncio.Future()
+        serving = asyncio.create_task(_serve(settings, api, detector, ready), name="agent")
+        if await _told_to_stop(serving) and detector is not None and await detector.is_uninstall():
             if settings.release_pods_on_uninstall:
                 # While ztunnel, the API and the plugin are still served.
-                await _release(ready, departure.grace - _STOPPING)
+                await _release(ready, detector.grace - _STOPPING)
             await _ended(serving)
             for line in (await uninstall(settings)).lines:
                 log.info("uninstalled", what=line)
@@ -96,7 +96,7 @@ async def _ended(serving: asyncio.Task[None]) -> None:
         await serving
 
 
-async def _release(ready: asyncio.Future[Reconciler[NetworkNamespace]], seconds: float) -> None:
+async def _release(ready: asyncio.Future[Reconciler[Netns]], seconds: float) -> None:
     if not ready.done():
         log.warning("no pod is released: the agent had not got to know them all yet")
         return
@@ -105,10 +105,10 @@ async def _release(ready: asyncio.Future[Reconciler[NetworkNamespace]], seconds:
         log.warning("not released", pod=str(row.pod), uid=row.uid, state=row.detail)
 
 
-def _departure(settings: Settings, api: ApiServer | None) -> Departure | None:
+def _uninstall_detector(settings: Settings, api: ApiServer | None) -> UninstallDetector | None:
     if api is None or not settings.pod_name:
         return None
-    return Departure(
+    return UninstallDetector(
         api,
         pod_namespace=settings.pod_namespace,
         pod_name=settings.pod_name,
@@ -119,8 +119,8 @@ def _departure(settings: Settings, api: ApiServer | None) -> Departure | None:
 async def _serve(
     settings: Settings,
     api: ApiServer | None,
-    departure: Departure | None,
-    ready: asyncio.Future[Reconciler[NetworkNamespace]],
+    detector: UninstallDetector | None,
+    ready: asyncio.Future[Reconciler[Netns]],
 ) -> None:
     log.info("starting", node=settings.node_name, pods_from=settings.pod_manifests or "the cluster")
     tasks = asyncio.TaskGroup()
@@ -147,8 +147,8 @@ async def _serve(
         await stack.enter_async_context(tasks)
         tasks.create_task(probes.keep(), name="host probes kept")
         node.follow()
-        if departure is not None:
-            tasks.create_task(departure.follow(), name="own DaemonSet")
+        if detector is not None:
+            tasks.create_task(detector.follow(), name="own DaemonSet")
         if chain is not None:
             tasks.create_task(chain.run(), name="CNI installer")
             tasks.create_task(_installed(chain, missing), name="CNI plugin installed")
@@ -170,7 +170,7 @@ async def _serve(
 
 @contextlib.asynccontextmanager
 async def _sockets(
-    settings: Settings, table: Table[NetworkNamespace], missing: list[str]
+    settings: Settings, table: Table[Netns], missing: list[str]
 ) -> AsyncIterator[socket.socket]:
     """Answer kubelet and ``nodeagent status``, and listen for ztunnel. Raises ``OSError``."""
     async with contextlib.AsyncExitStack() as stack:
@@ -192,7 +192,7 @@ async def _sockets(
         yield listener
 
 
-async def _prune(probes: TakingOver, table: Table[NetworkNamespace]) -> None:
+async def _prune(probes: TakingOver, table: Table[Netns]) -> None:
     enrolled = [row.pod for row in table if row.decision.wanted is not Wanted.NO and not row.gone]
     try:
         await probes.prune(enrolled)

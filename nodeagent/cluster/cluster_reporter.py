@@ -8,7 +8,7 @@ from urllib.parse import quote
 from nodeagent.cluster import projection
 from nodeagent.cluster.api import ApiError, ApiServer
 from nodeagent.cluster.events import Events
-from nodeagent.cluster.log_reporter import LoggedStatus
+from nodeagent.cluster.log_reporter import LogReporter
 from nodeagent.cluster.outbox import Outbox
 from nodeagent.cluster.projection import ProjectionError
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
@@ -32,7 +32,7 @@ class _Patch:
         return {"metadata": {"uid": self.uid, "annotations": {REDIRECTION: value}}}
 
 
-class KubernetesStatus:
+class ClusterReporter:
     """Keeps the annotation of each pod true, and says what people must know as events.
 
     See `mesh.enrollment.Reporter`. The same goes to the log. While the API server is away,
@@ -41,7 +41,7 @@ class KubernetesStatus:
 
     def __init__(self, api: ApiServer, node_name: str) -> None:
         self._api = api
-        self._log = LoggedStatus()
+        self._log = LogReporter()
         self._events = Events(api, node_name)
         self._patches = Outbox[PodUID, _Patch](
             self._patch,

@@ -8,7 +8,7 @@ from nodeagent.mesh.workload import Redirection
 log = structlog.get_logger()
 
 
-class LoggedStatus:
+class LogReporter:
     """Writes every change of a pod's redirection to the log; see `mesh.enrollment.Reporter`."""
 
     def report(self, pod: Pod, redirection: Redirection | None) -> None:

@@ -33,7 +33,7 @@ class UnclearError(Exception):
     """It cannot be told: then the agent stays."""
 
 
-class Departure:
+class UninstallDetector:
     """Asks what has become of the DaemonSet that the agent's own pod belongs to."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Departure:
             else:
                 return
 
-    async def for_good(self, *, timeout: float = _TIMEOUT) -> bool:  # noqa: ASYNC109 - part of what is asked
+    async def is_uninstall(self, *, timeout: float = _TIMEOUT) -> bool:  # noqa: ASYNC109 - part of what is asked
         """Whether no agent will come after this one; False where that cannot be told.
 
         It is so where the DaemonSet does not exist, is being deleted, or does not select

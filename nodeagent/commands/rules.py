@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from nodeagent.cluster.manifests import ManifestFolder
+from nodeagent.cluster.manifest_folder import ManifestFolder
 from nodeagent.config import Settings, require_manifests
 from nodeagent.log import printable
 from nodeagent.mesh.pod import Pod, PodUID

@@ -7,7 +7,7 @@ import resource
 from nodeagent.linux import syscalls as kernel
 
 
-def make_room(expected: int) -> None:
+def raise_nofile_limit(expected: int) -> None:
     """Raise the soft limit to the hard one, and let the table hold `expected` now.
 
     The usual limit of 1,024 is low. And once there are threads, the kernel waits an

@@ -57,7 +57,7 @@ class Look:
     """Why leftovers of another backend stay, or may; the redirector tries again by itself."""
 
 
-class NamespaceFinder(Protocol[N]):
+class NetnsFinder(Protocol[N]):
     """Finds network namespaces."""
 
     async def find(self, pod: Pod, handed_over: str | None, held: N | None = None) -> N:
@@ -153,7 +153,7 @@ class Reporter(Protocol):
 class Parts(Generic[N]):
     """What the heart asks of the rest of the agent."""
 
-    namespaces: NamespaceFinder[N]
+    namespaces: NetnsFinder[N]
     redirector: Redirector[N]
     ztunnels: Ztunnels[N]
     probes: Probes

@@ -2,11 +2,11 @@
 
 from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import NETNS_PATH, Pod
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from nodeagent.netns.verify import Verifier
 
 
-class AnnotatedNamespaces:
+class AnnotatedNetnsFinder:
     """Finds a pod's namespace at the path in its annotation ``nodeagent.io/netns``.
 
     Only for pods from a folder of manifests, whose author is the operator: in a
@@ -20,9 +20,9 @@ class AnnotatedNamespaces:
         self,
         pod: Pod,
         handed_over: str | None,
-        held: NetworkNamespace | None = None,  # noqa: ARG002 - to look anew costs little
-    ) -> NetworkNamespace:
-        """Open and verify; see `nodeagent.mesh.enrollment.NamespaceFinder`."""
+        held: Netns | None = None,  # noqa: ARG002 - to look anew costs little
+    ) -> Netns:
+        """Open and verify; see `nodeagent.mesh.enrollment.NetnsFinder`."""
         path = handed_over or pod.annotations.get(NETNS_PATH)
         if path is None:
             raise GiveUpError(f"annotation {NETNS_PATH} is missing: it names the network namespace")

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from nodeagent.mesh.errors import RetryError
 from nodeagent.netns import cri_pb2
-from nodeagent.netns.shared_scan import Looks
+from nodeagent.netns.shared_scan import SharedScan
 
 ENDPOINTS = (
     "/run/k3s/containerd/containerd.sock",  # RKE2's as well
@@ -162,14 +162,14 @@ class RuntimeSandboxes:
 
     def __init__(self, runtime: ContainerRuntime) -> None:
         self._runtime = runtime
-        self._looks = Looks(runtime.sandboxes, apart=_APART)
+        self._scan = SharedScan(runtime.sandboxes, apart=_APART)
 
     async def paths(self, uid: str) -> Sequence[str]:
         """Paths on the host, the newest sandbox's first.
 
         Raises ``RetryError`` where the pod has no sandbox that is ready.
         """
-        sandboxes = await self._looks.ask(uid)
+        sandboxes = await self._scan.ask(uid)
         if not sandboxes:
             raise RetryError("no sandbox of the pod is ready")
         paths: list[str] = []

@@ -9,7 +9,7 @@ from typing import Protocol
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import IPAddress, Pod
 from nodeagent.netns.cri import ContainerRuntime, RuntimeSandboxes
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace
+from nodeagent.netns.netns import Netns, NetnsId
 from nodeagent.netns.procfs import Processes
 from nodeagent.netns.verify import Verifier
 
@@ -41,7 +41,7 @@ class Way(Protocol):
         """
 
 
-class Namespaces:
+class NodeNetnsFinder:
     """Finds a pod's namespace: where it was handed over, where it was last, or by the ways."""
 
     def __init__(self, verifier: Verifier, *ways: Way, prefix: str) -> None:
@@ -51,10 +51,8 @@ class Namespaces:
         self._prefix = prefix
         self._remembered: OrderedDict[str, _Found] = OrderedDict()
 
-    async def find(
-        self, pod: Pod, handed_over: str | None, held: NetworkNamespace | None = None
-    ) -> NetworkNamespace:
-        """Open and verify; see `nodeagent.mesh.enrollment.NamespaceFinder`.
+    async def find(self, pod: Pod, handed_over: str | None, held: Netns | None = None) -> Netns:
+        """Open and verify; see `nodeagent.mesh.enrollment.NetnsFinder`.
 
         A namespace that is not the pod's is passed over: one of another pod, through
         which a process of this one goes (L10), or one that is gone by now. What each
@@ -97,7 +95,7 @@ class Namespaces:
                 if _is_plain(path):
                     yield way.name, path
 
-    def _is_still(self, pod: Pod, handed_over: str | None, held: NetworkNamespace) -> bool:
+    def _is_still(self, pod: Pod, handed_over: str | None, held: Netns) -> bool:
         """Whether what was verified last time is where it was.
 
         For as long as it is held open no other namespace can have its identity.
@@ -122,14 +120,14 @@ class Namespaces:
 @contextlib.asynccontextmanager
 async def opened_finder(
     verifier: Verifier, *, endpoint: str, prefix: str
-) -> AsyncIterator[Namespaces]:
+) -> AsyncIterator[NodeNetnsFinder]:
     """The ways of a node: the container runtime at `endpoint` ("": where it usually is), procfs.
 
     `prefix` is before the host's paths, "" on a bare host.
     """
     runtime = ContainerRuntime(endpoint=endpoint, prefix=prefix)
     try:
-        yield Namespaces(verifier, RuntimeSandboxes(runtime), Processes(prefix), prefix=prefix)
+        yield NodeNetnsFinder(verifier, RuntimeSandboxes(runtime), Processes(prefix), prefix=prefix)
     finally:
         await runtime.close()
 

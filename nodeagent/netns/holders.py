@@ -6,12 +6,12 @@ from collections.abc import Collection
 
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.netns.addresses import local_addresses
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns, NetnsId
+from nodeagent.netns.threads import NetnsThreads
 
 
 async def held_addresses(
-    threads: NamespaceThreads, proc: str, but: Collection[NetnsId]
+    threads: NetnsThreads, proc: str, but: Collection[NetnsId]
 ) -> frozenset[IPAddress] | None:
     """Ask every network namespace in which a process runs, except for those of `but`.
 
@@ -41,9 +41,9 @@ def _namespaces(proc: str) -> dict[NetnsId, str]:
     return found
 
 
-async def _addresses(threads: NamespaceThreads, path: str) -> frozenset[IPAddress]:
+async def _addresses(threads: NetnsThreads, path: str) -> frozenset[IPAddress]:
     try:
-        with NetworkNamespace.open(path) as namespace:
+        with Netns.open(path) as namespace:
             return await threads.run(namespace, local_addresses)
     except (FileNotFoundError, ProcessLookupError):
         return frozenset()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nodeagent.mesh.errors import RetryError
 from nodeagent.netns.cgroup import pod_uid, pods_above
-from nodeagent.netns.shared_scan import Looks
+from nodeagent.netns.shared_scan import SharedScan
 
 _MOST_READ = 64 << 10
 """Bytes of one file; the kernel writes at most 4 KiB for each of a dozen hierarchies (v1)."""
@@ -35,14 +35,14 @@ class Processes:
     def __init__(self, prefix: str) -> None:
         """`prefix` is before the host's ``/proc``; "" on a bare host."""
         proc = f"{prefix}/proc"
-        self._looks = Looks(lambda: asyncio.to_thread(_scan, proc), apart=_APART)
+        self._scan = SharedScan(lambda: asyncio.to_thread(_scan, proc), apart=_APART)
 
     async def paths(self, uid: str) -> Sequence[str]:
         """Paths on the host, the oldest process's first: it has the pod's. One of each namespace.
 
         Raises ``RetryError`` where the pod has no process.
         """
-        pids = await self._looks.ask(uid)
+        pids = await self._scan.ask(uid)
         if not pids:
             raise RetryError("no process is in a cgroup of the pod")
         return [f"/proc/{pid}/ns/net" for pid in pids]

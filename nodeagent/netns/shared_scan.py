@@ -16,21 +16,21 @@ _FRESH = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look(Generic[T]):
+class _PassResult(Generic[T]):
     started: float
     found: Mapping[str, T]
     failure: str | None
     answered: set[str] = field(default_factory=set)
 
 
-class Looks(Generic[T]):
+class SharedScan(Generic[T]):
     """Answers by UID what a look at all pods finds; the callers at one moment share one look."""
 
     def __init__(self, look: Callable[[], Awaitable[Mapping[str, T]]], *, apart: float) -> None:
         """`look` raises ``RetryError``; `apart`: seconds from one look's start to the next's."""
         self._look = look
         self._apart = apart
-        self._last: _Look[T] | None = None
+        self._last: _PassResult[T] | None = None
         self._taking: asyncio.Event | None = None
 
     async def ask(self, uid: str) -> T | None:
@@ -50,7 +50,7 @@ class Looks(Generic[T]):
             raise RetryError(last.failure)
         return last.found.get(uid)
 
-    def _answers(self, last: _Look[T], uid: str, asked: float) -> bool:
+    def _answers(self, last: _PassResult[T], uid: str, asked: float) -> bool:
         fresh = asked - last.started < _FRESH and uid in last.found and uid not in last.answered
         return fresh or last.started >= asked
 
@@ -62,9 +62,9 @@ class Looks(Generic[T]):
             await asyncio.sleep(max(_GATHERING, earliest - now()))
             started = now()
             try:
-                self._last = _Look(started=started, found=await self._look(), failure=None)
+                self._last = _PassResult(started=started, found=await self._look(), failure=None)
             except RetryError as error:
-                self._last = _Look(started=started, found={}, failure=str(error))
+                self._last = _PassResult(started=started, found={}, failure=str(error))
         finally:
             # Who is cut off leaves the look to one of those who wait.
             self._taking = None

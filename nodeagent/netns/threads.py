@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from nodeagent.linux import syscalls as kernel
 from nodeagent.netns.costs import Account, Cost, Limits
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace
+from nodeagent.netns.netns import Netns, NetnsId
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class TooCostlyError(OSError):
         return str(self.strerror)
 
 
-class NamespaceThreads:
+class NetnsThreads:
     """A few threads that enter a namespace, do one thing and return."""
 
     def __init__(
@@ -64,7 +64,7 @@ class NamespaceThreads:
         The threads stay in the namespace of the caller. Raises ``OSError``.
         """
         self._may_take = overtime
-        self._home = NetworkNamespace.current()
+        self._home = Netns.current()
         self._limits = limits
         self._so_far = so_far
         self._lane = asyncio.Semaphore(size)
@@ -77,7 +77,7 @@ class NamespaceThreads:
         self._overtime = 0
         self._closed = False
 
-    async def run(self, namespace: NetworkNamespace, function: Callable[[], T]) -> T:
+    async def run(self, namespace: Netns, function: Callable[[], T]) -> T:
         """Run `function` inside `namespace`; its result or exception is returned.
 
         The job has its own duplicate of the descriptor: the owner may close the

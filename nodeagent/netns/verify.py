@@ -6,34 +6,34 @@ from collections.abc import Iterable
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import IPAddress, Pod
 from nodeagent.netns.addresses import local_addresses
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace, NotANetworkNamespaceError
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns, NetnsId, NotANetnsError
+from nodeagent.netns.threads import NetnsThreads
 
 
-class HostNamespaceError(GiveUpError):
+class HostNetnsError(GiveUpError):
     """The namespace is the host's: rules in it would redirect the node."""
 
 
-class ForeignNamespaceError(RetryError):
+class ForeignNetnsError(RetryError):
     """The namespace holds none of the pod's addresses: not yet, or it is another pod's."""
 
 
 class Verifier:
     """Accepts a namespace for a pod, or says why not."""
 
-    def __init__(self, threads: NamespaceThreads, host: Iterable[NetnsId]) -> None:
+    def __init__(self, threads: NetnsThreads, host: Iterable[NetnsId]) -> None:
         """`host`: the namespaces that no pod can have."""
         self._threads = threads
         self._host = frozenset(host)
 
-    async def open(self, path: str, pod: Pod) -> NetworkNamespace:
+    async def open(self, path: str, pod: Pod) -> Netns:
         """Open what is at `path` and `verify` it; the caller owns it.
 
         Raises ``RetryError`` where it cannot be opened or is no network namespace.
         """
         try:
-            namespace = NetworkNamespace.open(path)
-        except NotANetworkNamespaceError as error:
+            namespace = Netns.open(path)
+        except NotANetnsError as error:
             # A file that is about to become one: it is mounted over.
             raise RetryError(f"{path} is {error}") from error
         except OSError as error:
@@ -45,27 +45,27 @@ class Verifier:
             raise
         return namespace
 
-    async def verify(self, namespace: NetworkNamespace, pod: Pod) -> None:
+    async def verify(self, namespace: Netns, pod: Pod) -> None:
         """Check that `namespace` is not the host's and holds an address of `pod`.
 
         A process of one pod can be passing through another pod's namespace; an
         address is the only thing that the two do not share. Raises
-        ``HostNamespaceError``, ``ForeignNamespaceError``, and ``RetryError`` if it
+        ``HostNetnsError``, ``ForeignNetnsError``, and ``RetryError`` if it
         cannot be entered.
         """
         if namespace.id in self._host:
-            raise HostNamespaceError(f"{namespace.id} is the host's network namespace")
+            raise HostNetnsError(f"{namespace.id} is the host's network namespace")
         try:
             held = await self._threads.run(namespace, local_addresses)
         except OSError as error:
             raise RetryError(f"cannot look into {namespace.id}: {error.strerror}") from error
         if held.isdisjoint(address for address in pod.addresses if _tells_pods_apart(address)):
-            raise ForeignNamespaceError(
+            raise ForeignNetnsError(
                 f"{namespace.id} holds none of the pod's addresses ({_list(pod.addresses)})"
             )
 
 
-def host_namespaces(host_netns: str | None) -> frozenset[NetnsId]:
+def host_netns_ids(host_netns: str | None) -> frozenset[NetnsId]:
     """Identify what no pod can have: the agent's own, the host's, and that of PID 1.
 
     `host_netns` is a path, None for the agent's own; raises ``OSError`` where it

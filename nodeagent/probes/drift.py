@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from nodeagent.mesh.backoff import Backoff
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import Check, HostProbesError
 from nodeagent.redirect.drift import DriftWatch, open_rule_sockets
 
@@ -35,8 +35,8 @@ class ProbeWatch:
 
     def __init__(
         self,
-        threads: NamespaceThreads,
-        host: NetworkNamespace,
+        threads: NetnsThreads,
+        host: Netns,
         check: Callable[[], Awaitable[Check]],
         *,
         poll: float | None,

@@ -14,8 +14,8 @@ from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import IPAddress, Pod, PodUID
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.nft_rules import (
     OWNER,
     ProbeRules,
@@ -55,8 +55,8 @@ class HostProbes:
 
     def __init__(
         self,
-        threads: NamespaceThreads,
-        host: NetworkNamespace,
+        threads: NetnsThreads,
+        host: Netns,
         *,
         probe_v4: IPv4Address,
         probe_v6: IPv6Address,

@@ -14,8 +14,8 @@ from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain
 from nodeagent.netfilter.scratch import in_scratch_namespace
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import Check, HostProbes
 from nodeagent.probes.ipsets import ProbeIpsets
 from nodeagent.probes.iptables_rules import (
@@ -57,8 +57,8 @@ class IptablesHostProbes(HostProbes):
 
     def __init__(
         self,
-        threads: NamespaceThreads,
-        host: NetworkNamespace,
+        threads: NetnsThreads,
+        host: Netns,
         *,
         variant: Variant,
         probe_v4: IPv4Address,

@@ -9,8 +9,8 @@ import structlog
 
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netfilter.iptables_programs import Variant
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.drift import POLL, ProbeWatch
 from nodeagent.probes.host_probes import HostProbes
 from nodeagent.probes.iptables_backend import IptablesHostProbes
@@ -32,8 +32,8 @@ class TakingOver:
     def __init__(
         self,
         probes: HostProbes,
-        threads: NamespaceThreads,
-        host: NetworkNamespace,
+        threads: NetnsThreads,
+        host: Netns,
         chosen: Variant | None,
     ) -> None:
         """`probes` work in `host` and are closed with this; `chosen` is None for nftables."""
@@ -127,8 +127,8 @@ class TakingOver:
 
 def host_probes_for(
     variant: Variant | None,
-    threads: NamespaceThreads,
-    host: NetworkNamespace,
+    threads: NetnsThreads,
+    host: Netns,
     *,
     probe_v4: IPv4Address,
     probe_v6: IPv6Address,

@@ -13,8 +13,8 @@ from nodeagent.mesh.enrollment import Look
 from nodeagent.mesh.errors import RetryError, TransientError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netfilter.errors import LoopbackDownError, RedirectError
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.defaults import Intent
@@ -33,7 +33,7 @@ class PodRedirector:
 
     def __init__(
         self,
-        threads: NamespaceThreads,
+        threads: NetnsThreads,
         intent: Intent,
         backends: Backends,
         changed: Callable[[PodUID], None],
@@ -43,12 +43,12 @@ class PodRedirector:
         self._intent = intent
         self._backends = backends
         self._changed = changed
-        self._right = WeakKeyDictionary[NetworkNamespace, "_Right"]()
+        self._right = WeakKeyDictionary[Netns, "_Right"]()
         """What was found right at the last look, until it changes."""
-        self._unswept = WeakKeyDictionary[NetworkNamespace, "_Unswept"]()
+        self._unswept = WeakKeyDictionary[Netns, "_Unswept"]()
         """Where leftovers of another backend could not be removed."""
 
-    async def watch(self, namespace: NetworkNamespace, uid: PodUID) -> DriftWatch:
+    async def watch(self, namespace: Netns, uid: PodUID) -> DriftWatch:
         """Listen for changes of rules and routes, on behalf of `uid`."""
         try:
             sockets = await self._threads.run(namespace, open_sockets)
@@ -56,7 +56,7 @@ class PodRedirector:
             raise RetryError(f"cannot watch the rules: {error.strerror}") from error
         return DriftWatch(sockets, partial(self._changed, uid))
 
-    async def ensure(self, namespace: NetworkNamespace, pod: Pod) -> Look:
+    async def ensure(self, namespace: Netns, pod: Pod) -> Look:
         """Make rules and routes what `pod` should have, and look who listens."""
         spec, warnings = self._intent.of(pod)
         for warning in warnings:
@@ -92,7 +92,7 @@ class PodRedirector:
                 self._unswept.pop(namespace, None)
         return replace(look, uncleaned=unswept.reason if unswept else "")
 
-    async def stands(self, namespace: NetworkNamespace) -> bool:
+    async def stands(self, namespace: Netns) -> bool:
         """Whether anything of ours is there, whatever it was made for.
 
         Where that cannot be told, something may be: nobody is told of a pod without.
@@ -104,7 +104,7 @@ class PodRedirector:
         except OSError as error:
             raise RetryError(f"looking at the redirection: {error}") from error
 
-    async def inspect(self, namespace: NetworkNamespace, pod: Pod) -> tuple[str, ...]:
+    async def inspect(self, namespace: Netns, pod: Pod) -> tuple[str, ...]:
         """Say what differs from what `pod` should have, and touch nothing."""
         spec, _ = self._intent.of(pod)
         try:
@@ -112,7 +112,7 @@ class PodRedirector:
         except (RedirectError, OSError) as error:
             raise RetryError(f"looking at the redirection: {error}") from error
 
-    async def release(self, namespace: NetworkNamespace, pod: Pod) -> int:
+    async def release(self, namespace: Netns, pod: Pod) -> int:
         """Send nothing new to ztunnel; return how many connections go through it still."""
         spec, _ = self._intent.of(pod)
         try:
@@ -120,7 +120,7 @@ class PodRedirector:
         except (RedirectError, OSError) as error:
             raise RetryError(f"releasing the redirection: {error}") from error
 
-    async def remove(self, namespace: NetworkNamespace, pod: Pod) -> bool:
+    async def remove(self, namespace: Netns, pod: Pod) -> bool:
         """Take out everything of ours, and log what; return whether anything stood there."""
         try:
             removed = await self._threads.run(namespace, partial(in_pod.remove, self._backends))
@@ -176,7 +176,7 @@ def _release(spec: PodRedirect, backends: Backends) -> int:
     return open_connections()
 
 
-def _say_what_went(removed: tuple[str, ...], namespace: NetworkNamespace, pod: Pod) -> None:
+def _say_what_went(removed: tuple[str, ...], namespace: Netns, pod: Pod) -> None:
     if removed:
         log.info(
             "removed from a pod's network namespace",

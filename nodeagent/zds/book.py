@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from nodeagent.mesh.enrollment import RefusedError
 from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from nodeagent.zds import codec
 from nodeagent.zds.session import Session
 
@@ -21,7 +21,7 @@ class Offer:
     """One workload as it is handed to ztunnel."""
 
     packet: bytes
-    namespace: NetworkNamespace
+    namespace: Netns
     """On loan from the heart."""
     serial: int
     """Tells an offer from an earlier one for the same UID."""
@@ -46,7 +46,7 @@ class Book:
         self._sessions: list[Session] = []
         self._serial = 0
 
-    async def offer(self, pod: Pod, namespace: NetworkNamespace) -> bool:
+    async def offer(self, pod: Pod, namespace: Netns) -> bool:
         """Hand `pod` over; see `nodeagent.mesh.enrollment.Ztunnels`."""
         try:
             packet = codec.add_workload(pod)
@@ -120,7 +120,7 @@ class Book:
         if changed and not awaited:
             self._news(uid)
 
-    def _write(self, uid: PodUID, packet: bytes, namespace: NetworkNamespace) -> Offer:
+    def _write(self, uid: PodUID, packet: bytes, namespace: Netns) -> Offer:
         self._serial += 1
         offer = Offer(packet, namespace, self._serial)
         offer.answered.set()

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from nodeagent.cluster.log_reporter import LoggedStatus
+from nodeagent.cluster.log_reporter import LogReporter
 from nodeagent.netfilter import nft_batch as batch
 from nodeagent.netns.verify import Verifier
 from nodeagent.probes.host_probes import HostProbes
@@ -24,7 +24,7 @@ _POINTS: tuple[tuple[Any, str], ...] = (
     (Connection, "receive"),
     (HostProbes, "ensure"),
     (HostProbes, "remove"),
-    (LoggedStatus, "report"),
+    (LogReporter, "report"),
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.linux.fd_limit import make_room
+from nodeagent.linux.fd_limit import raise_nofile_limit
 from nodeagent.mesh.pod import REROUTE_VIRTUAL_INTERFACES
 from tests.agent.processes import Node
 from tests.agent.ztunnels import reconnected
@@ -59,7 +59,7 @@ def to_path(path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> Callable
 @contextlib.contextmanager
 def crowd(connect: Callable[[], socket.socket], sent: bytes = b"") -> Iterator[None]:
     """Connect `CROWD` times, say `sent`, and stay."""
-    make_room(2 * CROWD)
+    raise_nofile_limit(2 * CROWD)
     with contextlib.ExitStack() as opened:
         for _ in range(CROWD):
             client = opened.enter_context(connect())

@@ -12,7 +12,7 @@ import pytest
 
 from nodeagent.mesh.pod import Pod as MeshPod
 from nodeagent.mesh.pod import PodUID
-from nodeagent.netns.namespace import NetnsId
+from nodeagent.netns.netns import NetnsId
 from nodeagent.redirect.defaults import Intent
 from nodeagent.redirect.in_pod import inspect
 from nodeagent.redirect.rules import PodRedirect

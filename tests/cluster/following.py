@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from nodeagent.cluster.api import ApiServer
-from nodeagent.cluster.kubernetes import KubernetesPods
+from nodeagent.cluster.cluster_pods import ClusterPods
 from nodeagent.cluster.source import (
     NamespaceGone,
     NamespaceSeen,
@@ -80,7 +80,7 @@ async def following(
     told = Told()
 
     async def follow(api: ApiServer) -> None:
-        source = KubernetesPods(api, node_name, silence=silence)
+        source = ClusterPods(api, node_name, silence=silence)
         async with contextlib.aclosing(source.events()) as events:
             await told.listen(events)
 

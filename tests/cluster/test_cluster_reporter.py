@@ -11,7 +11,7 @@ import structlog.testing
 
 from nodeagent.cluster import outbox
 from nodeagent.cluster.api import ApiServer
-from nodeagent.cluster.cluster_reporter import KubernetesStatus
+from nodeagent.cluster.cluster_reporter import ClusterReporter
 from nodeagent.cluster.events import MAX_TEXT, MOST_IN_WINDOW
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
 from nodeagent.mesh.workload import Redirection
@@ -63,8 +63,8 @@ async def api(
 
 
 @contextlib.asynccontextmanager
-async def reporting(api: ApiServer) -> AsyncIterator[KubernetesStatus]:
-    status = KubernetesStatus(api, "n")
+async def reporting(api: ApiServer) -> AsyncIterator[ClusterReporter]:
+    status = ClusterReporter(api, "n")
     running = asyncio.create_task(status.run())
     try:
         yield status
@@ -74,7 +74,7 @@ async def reporting(api: ApiServer) -> AsyncIterator[KubernetesStatus]:
             await running
 
 
-async def delivered(status: KubernetesStatus) -> None:
+async def delivered(status: ClusterReporter) -> None:
     await eventually(lambda: status.undelivered == 0)
 
 

@@ -10,7 +10,7 @@ import pytest
 import structlog.testing
 
 from nodeagent.cluster.api import ApiServer
-from nodeagent.cluster.uninstall_detector import Departure
+from nodeagent.cluster.uninstall_detector import UninstallDetector
 from tests.cluster.client import Client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import FaultProxy
@@ -64,8 +64,8 @@ class Installed:
     def label_node(self, labels: Mapping[str, str | None]) -> None:
         self.admin.patch(f"/api/v1/nodes/{self.node_name}", {"metadata": {"labels": dict(labels)}})
 
-    def departure(self, api: ApiServer) -> Departure:
-        return Departure(
+    def detector(self, api: ApiServer) -> UninstallDetector:
+        return UninstallDetector(
             api, pod_namespace=self.namespace, pod_name="agent-x", node_name=self.node_name
         )
 
@@ -77,10 +77,10 @@ def installed(control_plane: ControlPlane, namespace: str, node_name: str) -> In
 
 async def test_upgrade(api: ApiServer, installed: Installed) -> None:
     """L17: with its DaemonSet in place, an agent's pod that is deleted makes room for the next."""
-    departure = installed.departure(api)
-    await departure.learn()
+    detector = installed.detector(api)
+    await detector.learn()
     installed.admin.delete(installed.pod)
-    assert not await departure.for_good()
+    assert not await detector.is_uninstall()
 
 
 async def test_node_that_is_drained(api: ApiServer, installed: Installed) -> None:
@@ -88,74 +88,74 @@ async def test_node_that_is_drained(api: ApiServer, installed: Installed) -> Non
     node = f"/api/v1/nodes/{installed.node_name}"
     taints = [{"key": "node.kubernetes.io/unschedulable", "effect": "NoExecute"}]
     installed.admin.patch(node, {"spec": {"unschedulable": True, "taints": taints}})
-    assert not await installed.departure(api).for_good()
+    assert not await installed.detector(api).is_uninstall()
 
 
 async def test_daemonset_gone(api: ApiServer, installed: Installed) -> None:
     """The DaemonSet does not exist any more: an uninstall, with nothing learnt before."""
     installed.admin.delete(f"{installed.daemonsets}/agent")
-    assert await installed.departure(api).for_good()
+    assert await installed.detector(api).is_uninstall()
 
 
 async def test_daemonset_being_deleted(api: ApiServer, installed: Installed) -> None:
     """A DaemonSet that waits for its pods to end is on its way out."""
     installed.own("old", installed.make_daemonset("old", ("example.test/waits",)))
-    departure = installed.departure(api)
-    assert not await departure.for_good()
+    detector = installed.detector(api)
+    assert not await detector.is_uninstall()
     installed.admin.delete(f"{installed.daemonsets}/old")
-    assert await departure.for_good()
+    assert await detector.is_uninstall()
 
 
 async def test_node_not_selected_any_more(api: ApiServer, installed: Installed) -> None:
     """A node that loses the label for which it was chosen loses the agent for good."""
-    departure = installed.departure(api)
+    detector = installed.detector(api)
     installed.label_node({"kubernetes.io/os": None})
-    assert await departure.for_good()
+    assert await detector.is_uninstall()
     installed.label_node(LINUX)
-    assert not await departure.for_good()
+    assert not await detector.is_uninstall()
 
 
 async def test_daemonset_made_anew(api: ApiServer, installed: Installed) -> None:
     """L17: one of the same name that selects the node brings the next agent."""
-    departure = installed.departure(api)
-    await departure.learn()
+    detector = installed.detector(api)
+    await detector.learn()
     installed.admin.delete(f"{installed.daemonsets}/agent")
     installed.make_daemonset("agent")
-    assert not await departure.for_good()
+    assert not await detector.is_uninstall()
 
 
 async def test_adopted_by_another_daemonset(api: ApiServer, installed: Installed) -> None:
     """Who owns the pod now decides, not who did at the start."""
-    departure = installed.departure(api)
-    await departure.learn()
+    detector = installed.detector(api)
+    await detector.learn()
     installed.admin.delete(f"{installed.daemonsets}/agent")
     installed.own("agent-2", installed.make_daemonset("agent-2"))
-    assert not await departure.for_good()
+    assert not await detector.is_uninstall()
 
 
 async def test_api_that_does_not_say(
     api: ApiServer, proxy: FaultProxy, installed: Installed
 ) -> None:
     """L16, L17: whatever the API cannot tell is an upgrade, and the log says why."""
-    departure = installed.departure(api)
-    await departure.learn()
+    detector = installed.detector(api)
+    await detector.learn()
     installed.admin.delete(f"{installed.daemonsets}/agent")
     with structlog.testing.capture_logs() as logs:
         for status in (401, 403, 429, 500, 503):
             proxy.answer(status, match="daemonsets")
-            assert not await departure.for_good()
+            assert not await detector.is_uninstall()
         proxy.answer(404, "page not found", times=2)
-        assert not await departure.for_good(), "that may be anybody's answer"
+        assert not await detector.is_uninstall(), "that may be anybody's answer"
         await proxy.down()
-        assert not await departure.for_good()
+        assert not await detector.is_uninstall()
         await proxy.up()
         proxy.hold()
-        assert not await departure.for_good(timeout=0.2)
+        assert not await detector.is_uninstall(timeout=0.2)
         proxy.release()
     assert [line["event"] for line in logs] == ["taken for an upgrade"] * 8
     assert all(line["reason"] for line in logs)
     assert "no answer from the API in 0.2 s" in logs[-1]["reason"]
-    assert await departure.for_good()
+    assert await detector.is_uninstall()
 
 
 @pytest.mark.parametrize("finalizers", [(), ("example.test/wait",)], ids=["gone", "being deleted"])
@@ -168,14 +168,14 @@ async def test_permissions_go_with_the_daemonset(
 ) -> None:
     """L17: with all removed at once nobody may ask any more; but it was told before."""
     installed.own("doomed", installed.make_daemonset("doomed", finalizers))
-    departure = installed.departure(api)
-    following = asyncio.create_task(departure.follow())
+    detector = installed.detector(api)
+    following = asyncio.create_task(detector.follow())
     await eventually(lambda: proxy.watched("daemonsets"))
     proxy.answer(403, times=10**9)
-    assert not await departure.for_good()
+    assert not await detector.is_uninstall()
     installed.admin.delete(f"{installed.daemonsets}/doomed")
     async with asyncio.timeout(PATIENCE):
-        while not await departure.for_good():  # noqa: ASYNC110 - nothing tells us
+        while not await detector.is_uninstall():  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.01)
     following.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -190,16 +190,16 @@ async def test_daemonset_that_came_back_is_no_end(
     api: ApiServer, proxy: FaultProxy, installed: Installed
 ) -> None:
     """L17: of a DaemonSet that was replaced, the last word counts."""
-    departure = installed.departure(api)
-    following = asyncio.create_task(departure.follow())
+    detector = installed.detector(api)
+    following = asyncio.create_task(detector.follow())
     await eventually(lambda: proxy.watched("daemonsets"))
     installed.admin.delete(f"{installed.daemonsets}/agent")
     proxy.answer(500, times=10**9)
     async with asyncio.timeout(PATIENCE):
-        while not await departure.for_good():  # noqa: ASYNC110 - nothing tells us
+        while not await detector.is_uninstall():  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.01)
         installed.own("agent", installed.make_daemonset("agent"))
-        while await departure.for_good():  # noqa: ASYNC110 - nothing tells us
+        while await detector.is_uninstall():  # noqa: ASYNC110 - nothing tells us
             await asyncio.sleep(0.01)
     following.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -210,14 +210,14 @@ async def test_name_is_learnt_in_the_end(
     api: ApiServer, proxy: FaultProxy, installed: Installed
 ) -> None:
     """The DaemonSet's name is asked for until it is known, and kept for the stop."""
-    departure = installed.departure(api)
+    detector = installed.detector(api)
     proxy.answer(500, match="pods", times=2)
-    learning = asyncio.create_task(departure.learn())
+    learning = asyncio.create_task(detector.learn())
     await eventually(lambda: proxy.count("pods") == 2)
     await learning
     assert proxy.count("pods") == 3
     proxy.answer(500, match="pods")
-    assert not await departure.for_good()
+    assert not await detector.is_uninstall()
     assert proxy.count("daemonsets/agent$") == 1
 
 
@@ -226,10 +226,10 @@ async def test_agent_without_a_daemonset(
 ) -> None:
     """A pod that nobody owns says so at the start, and never leaves for good."""
     control_plane.admin.patch(installed.pod, {"metadata": {"ownerReferences": None}})
-    departure = installed.departure(api)
+    detector = installed.detector(api)
     with structlog.testing.capture_logs() as logs:
-        await departure.learn()
-        assert not await departure.for_good()
+        await detector.learn()
+        assert not await detector.is_uninstall()
     assert [line["event"] for line in logs] == [
         "an uninstall will not be noticed",
         "taken for an upgrade",
@@ -241,7 +241,7 @@ async def test_cancelled_while_it_learns(
 ) -> None:
     """An agent that stops before it has learnt anything stops."""
     proxy.hold()
-    learning = asyncio.create_task(installed.departure(api).learn())
+    learning = asyncio.create_task(installed.detector(api).learn())
     await eventually(lambda: proxy.count() == 1)
     learning.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -263,8 +263,8 @@ async def test_own_pod_in_an_odd_shape(
     api: ApiServer, installed: Installed, proxy: FaultProxy, odd: Mapping[str, object]
 ) -> None:
     """An answer that is no pod is no fault that ends the agent, and no uninstall."""
-    departure = installed.departure(api)
+    detector = installed.detector(api)
     proxy.answer(200, json.dumps(odd), match="/pods/")
-    await departure.learn()
+    await detector.learn()
     proxy.answer(200, json.dumps(odd), match="/pods/")
-    assert not await departure.for_good()
+    assert not await detector.is_uninstall()

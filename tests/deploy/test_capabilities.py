@@ -21,11 +21,11 @@ from tests.deploy.capability_scripts import (
 _ENROL = """
 import sys
 from nodeagent import kernel
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from nodeagent.redirect import pod
 from tests.lab.spec import spec
 
-with NetworkNamespace.open(f"/proc/{sys.argv[1]}/ns/net") as namespace:
+with Netns.open(f"/proc/{sys.argv[1]}/ns/net") as namespace:
     kernel.setns(namespace.fd, kernel.CLONE_NEWNET)
 pod.ensure(spec())
 """

@@ -12,8 +12,8 @@ import nftables
 
 from nodeagent.linux import syscalls as kernel
 from nodeagent.mesh.pod import IPAddress, Pod, PodUID
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import HostProbes
 from tests.lab.pod import call_in_thread
 
@@ -31,7 +31,7 @@ _NFNLGRP_NFTABLES = 7
 class Host:
     """Borrows a network namespace."""
 
-    def __init__(self, namespace: NetworkNamespace) -> None:
+    def __init__(self, namespace: Netns) -> None:
         self.namespace = namespace
 
     def run(self, function: Callable[[], T]) -> T:
@@ -95,9 +95,9 @@ def _kinds(listener: socket.socket) -> Iterator[int]:
 def new_host() -> Iterator[Host]:
     """Make a namespace that nothing has happened in."""
 
-    def become() -> NetworkNamespace:
+    def become() -> Netns:
         kernel.unshare(kernel.CLONE_NEWNET)
-        return NetworkNamespace.current()
+        return Netns.current()
 
     with call_in_thread(become) as namespace:
         yield Host(namespace)
@@ -106,7 +106,7 @@ def new_host() -> Iterator[Host]:
 @contextlib.asynccontextmanager
 async def probes_of(
     host: Host,
-    threads: NamespaceThreads,
+    threads: NetnsThreads,
     *,
     probe_v4: IPv4Address = PROBE_V4,
     ipv6: bool = True,

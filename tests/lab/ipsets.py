@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.netfilter.iptables_programs import Variant
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.migration import TakingOver, host_probes_for
 from tests.lab.host import PROBE_V4, PROBE_V6, SET_V4, SET_V6, Host, new_host
 
@@ -73,7 +73,7 @@ def new_iptables_host() -> Iterator[IptablesHost]:
 
 @contextlib.asynccontextmanager
 async def probes_in(
-    kind: Variant | None, host: Host, threads: NamespaceThreads, *, ipv6: bool = True
+    kind: Variant | None, host: Host, threads: NetnsThreads, *, ipv6: bool = True
 ) -> AsyncIterator[TakingOver]:
     """What one run of the agent has; at its end the kernel keeps everything."""
     probes = host_probes_for(

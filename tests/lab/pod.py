@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 from nodeagent.linux import syscalls as kernel
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Pod:
         """Call `function` in a thread inside the pod's namespace."""
 
         def enter() -> T:
-            with NetworkNamespace.open(self.path) as namespace:
+            with Netns.open(self.path) as namespace:
                 kernel.setns(namespace.fd, kernel.CLONE_NEWNET)
             return function()
 

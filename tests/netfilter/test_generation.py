@@ -12,8 +12,8 @@ from nodeagent.mesh.pod import Pod as Workload
 from nodeagent.netfilter import nft_state as standing
 from nodeagent.netfilter.generation import own_generation
 from nodeagent.netfilter.iptables_programs import Variant
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import Intent
 from nodeagent.redirect.redirector import PodRedirector
@@ -25,24 +25,22 @@ INTENT = Intent.from_settings(load({}, {}))
 
 
 @pytest.fixture
-def threads() -> Iterator[NamespaceThreads]:
-    with closing(NamespaceThreads()) as threads:
+def threads() -> Iterator[NetnsThreads]:
+    with closing(NetnsThreads()) as threads:
         yield threads
 
 
 @pytest.fixture
-async def settled(
-    pod: Pod, threads: NamespaceThreads
-) -> AsyncIterator[tuple[PodRedirector, NetworkNamespace]]:
+async def settled(pod: Pod, threads: NetnsThreads) -> AsyncIterator[tuple[PodRedirector, Netns]]:
     """A redirector that has found all of the pod right."""
     redirector = PodRedirector(threads, INTENT, Backends.choose(None), lambda _: None)
-    with NetworkNamespace.open(pod.path) as namespace:
+    with Netns.open(pod.path) as namespace:
         assert (await redirector.ensure(namespace, WORKLOAD)).differed
         assert not (await redirector.ensure(namespace, WORKLOAD)).differed
         yield redirector, namespace
 
 
-Settled = tuple[PodRedirector, NetworkNamespace]
+Settled = tuple[PodRedirector, Netns]
 
 
 async def test_quiet_rules_are_not_read(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +84,7 @@ async def test_another_intent_is_seen(settled: Settled) -> None:
 async def test_next_namespace_is_looked_into(other: Pod, settled: Settled) -> None:
     """L14: what was right in one namespace says nothing of the next one's rules."""
     redirector, _ = settled
-    with NetworkNamespace.open(other.path) as namespace:
+    with Netns.open(other.path) as namespace:
         assert (await redirector.ensure(namespace, WORKLOAD)).differed
 
 

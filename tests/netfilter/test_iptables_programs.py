@@ -10,8 +10,8 @@ from nodeagent.netfilter import iptables_programs
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant, save
 from nodeagent.netfilter.iptables_variant import find_variant
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.rules import Family
@@ -45,9 +45,9 @@ async def test_programs_run_in_the_namespace_of_their_thread(
     """L10: a child of a thread that entered a pod works there, and nowhere else."""
     backend = IptablesBackend(variant)
     elsewhere = lab.add_pod("elsewhere")
-    threads = NamespaceThreads(2)
+    threads = NetnsThreads(2)
     try:
-        with NetworkNamespace.open(pod.path) as namespace:
+        with Netns.open(pod.path) as namespace:
             await threads.run(namespace, lambda: backend.ensure(SPEC))
     finally:
         threads.close()

@@ -19,7 +19,7 @@ from tests.lab.spec import spec
 
 _CROWDED = """
 import os, sys
-from nodeagent.linux.fd_limit import make_room
+from nodeagent.linux.fd_limit import raise_nofile_limit
 from nodeagent.probes.nft_table import ProbeTable
 from nodeagent.redirect.nft_rules import apply
 from nodeagent.netfilter.scratch import in_scratch_namespace
@@ -31,7 +31,7 @@ def work():
     table.apply("delete table inet two")
     table.close()
 
-make_room(4096)
+raise_nofile_limit(4096)
 null = os.open(os.devnull, os.O_RDONLY)
 while os.dup(null) < 2000:
     pass

@@ -13,11 +13,11 @@ from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Pod, PodUID
 from nodeagent.netns import procfs
 from nodeagent.netns.cri import ENDPOINTS, ContainerRuntime, RuntimeSandboxes
-from nodeagent.netns.finding import Namespaces, opened_finder
-from nodeagent.netns.namespace import NetnsId
+from nodeagent.netns.finding import NodeNetnsFinder, opened_finder
+from nodeagent.netns.netns import NetnsId
 from nodeagent.netns.procfs import Processes
-from nodeagent.netns.threads import NamespaceThreads
-from nodeagent.netns.verify import Verifier, host_namespaces
+from nodeagent.netns.threads import NetnsThreads
+from nodeagent.netns.verify import Verifier, host_netns_ids
 from tests.eventually import PATIENCE
 from tests.runtime.containerd import Containerd
 
@@ -37,8 +37,8 @@ class Counted(ContainerRuntime):
 
 @pytest.fixture
 def verifier() -> Iterator[Verifier]:
-    with contextlib.closing(NamespaceThreads(2)) as threads:
-        yield Verifier(threads, host_namespaces(None))
+    with contextlib.closing(NetnsThreads(2)) as threads:
+        yield Verifier(threads, host_netns_ids(None))
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ async def a_pod(containerd: Containerd, sandbox: str, uid: str = UID) -> Pod:
     )
 
 
-async def found_in(namespaces: Namespaces, pod: Pod) -> NetnsId:
-    with await namespaces.find(pod, None) as found:
+async def found_in(finder: NodeNetnsFinder, pod: Pod) -> NetnsId:
+    with await finder.find(pod, None) as found:
         return found.id
 
 
@@ -89,7 +89,7 @@ async def test_both_ways(containerd: Containerd, runtime: Counted, verifier: Ver
     expected = await netns_of(containerd, sandbox)
     assert [address.version for address in pod.addresses] == [4, 6]
     for way in (RuntimeSandboxes(runtime), Processes("")):
-        assert await found_in(Namespaces(verifier, way, prefix=""), pod) == expected
+        assert await found_in(NodeNetnsFinder(verifier, way, prefix=""), pod) == expected
     assert (await runtime.version()).name == "containerd"
 
 
@@ -114,14 +114,14 @@ async def test_one_look_for_250_pods(
         Pod(uid=PodUID(f"uid-{n}"), name="no", namespace="shop", addresses=pod.addresses)
         for n in range(249)
     ]
-    namespaces = Namespaces(verifier, RuntimeSandboxes(runtime), Processes(""), prefix="")
+    finder = NodeNetnsFinder(verifier, RuntimeSandboxes(runtime), Processes(""), prefix="")
     first, *rest = await asyncio.gather(
-        *(found_in(namespaces, one) for one in (pod, *unknown)), return_exceptions=True
+        *(found_in(finder, one) for one in (pod, *unknown)), return_exceptions=True
     )
     assert first == await netns_of(containerd, sandbox)
     assert all(isinstance(error, RetryError) for error in rest)
     assert runtime.lists == len(passes) == 1
-    assert await found_in(namespaces, pod) == first
+    assert await found_in(finder, pod) == first
     assert runtime.lists == len(passes) == 1
 
 
@@ -132,19 +132,19 @@ async def test_sandbox_made_again(
     old = await containerd.run_sandbox("web", "shop", UID)
     pod = await a_pod(containerd, old)
     finders = [
-        Namespaces(verifier, RuntimeSandboxes(runtime), prefix=""),
-        Namespaces(verifier, Processes(""), prefix=""),
+        NodeNetnsFinder(verifier, RuntimeSandboxes(runtime), prefix=""),
+        NodeNetnsFinder(verifier, Processes(""), prefix=""),
     ]
     held = await finders[0].find(pod, None)  # or the kernel gives its inode to the next
     assert await found_in(finders[1], pod) == held.id
     await containerd.stop_sandbox(old)
-    for namespaces in finders:
+    for finder in finders:
         with pytest.raises(RetryError):
-            await namespaces.find(pod, None)
+            await finder.find(pod, None)
     new = await containerd.run_sandbox("web", "shop", UID)
     pod = await a_pod(containerd, new)
     expected = await netns_of(containerd, new)
-    assert [await found_in(namespaces, pod) for namespaces in finders] == [expected] * 2
+    assert [await found_in(finder, pod) for finder in finders] == [expected] * 2
     assert expected != held.id
     held.close()
 
@@ -158,13 +158,13 @@ async def test_runtime_goes_and_comes(
     expected = await netns_of(containerd, sandbox)
 
     async def asked_alone() -> NetnsId:
-        return await found_in(Namespaces(verifier, RuntimeSandboxes(runtime), prefix=""), pod)
+        return await found_in(NodeNetnsFinder(verifier, RuntimeSandboxes(runtime), prefix=""), pod)
 
     assert await asked_alone() == expected
     await containerd.kill()
     with pytest.raises(RetryError, match="container runtime answers ListPodSandbox with UNAVAIL"):
         await asked_alone()
-    both = Namespaces(verifier, RuntimeSandboxes(runtime), Processes(""), prefix="")
+    both = NodeNetnsFinder(verifier, RuntimeSandboxes(runtime), Processes(""), prefix="")
     assert await found_in(both, pod) == expected
     await containerd.start()
     async with asyncio.timeout(PATIENCE):
@@ -190,8 +190,8 @@ async def test_gone_between_finding_and_entering(
 
     before = open_namespaces()
     with pytest.raises(RetryError):
-        await Namespaces(verifier, Late(runtime), prefix="").find(pod, None)
-    both = Namespaces(verifier, RuntimeSandboxes(runtime), Processes(""), prefix="")
+        await NodeNetnsFinder(verifier, Late(runtime), prefix="").find(pod, None)
+    both = NodeNetnsFinder(verifier, RuntimeSandboxes(runtime), Processes(""), prefix="")
     with pytest.raises(RetryError, match=r"no sandbox of the pod.*no process is in a cgroup"):
         await both.find(pod, None)
     assert open_namespaces() == before
@@ -219,7 +219,7 @@ async def test_process_that_passes_through(containerd: Containerd, verifier: Ver
         first, *_ = await way.paths(UID)
         assert first == f"/proc/{passing.pid}/ns/net"
         pod = await a_pod(containerd, sandbox)
-        found = await found_in(Namespaces(verifier, way, prefix=""), pod)
+        found = await found_in(NodeNetnsFinder(verifier, way, prefix=""), pod)
         assert found == await netns_of(containerd, sandbox) != theirs
     finally:
         passing.kill()
@@ -252,7 +252,7 @@ async def test_borrowed_name_and_address(
             await run_in(await containerd.netns(attacker), f"ip address add {address} dev lo")
         theirs, ours = await netns_of(containerd, attacker), await netns_of(containerd, sandbox)
         for way in (Processes(""), RuntimeSandboxes(runtime)):
-            assert await found_in(Namespaces(verifier, way, prefix=""), pod) == ours != theirs
+            assert await found_in(NodeNetnsFinder(verifier, way, prefix=""), pod) == ours != theirs
         assert f"/proc/{process.pid}/ns/net" not in await Processes("").paths(UID)
     finally:
         process.kill()
@@ -273,7 +273,7 @@ async def test_host_network(containerd: Containerd, runtime: Counted, verifier: 
     pod = Pod(uid=PodUID(UID), name="agent", namespace="shop", addresses=(ip_address("10.77.0.1"),))
     for way in (RuntimeSandboxes(runtime), Processes("")):
         with pytest.raises(RetryError, match="is the host's network namespace"):
-            await Namespaces(verifier, way, prefix="").find(pod, None)
+            await NodeNetnsFinder(verifier, way, prefix="").find(pod, None)
 
 
 async def test_static_pod(containerd: Containerd, runtime: Counted, verifier: Verifier) -> None:
@@ -287,7 +287,7 @@ async def test_static_pod(containerd: Containerd, runtime: Counted, verifier: Ve
         addresses=await containerd.addresses(sandbox),
     )
     for way in (RuntimeSandboxes(runtime), Processes("")):
-        found = await found_in(Namespaces(verifier, way, prefix=""), pod)
+        found = await found_in(NodeNetnsFinder(verifier, way, prefix=""), pod)
         assert found == await netns_of(containerd, sandbox)
 
 
@@ -298,14 +298,14 @@ async def test_in_a_container(containerd: Containerd, verifier: Verifier, tmp_pa
     (tmp_path / "proc").mkdir()
     endpoint = Path(f"{tmp_path}{ENDPOINTS[0]}")
     endpoint.parent.mkdir(parents=True)
-    async with opened_finder(verifier, endpoint="", prefix=str(tmp_path)) as namespaces:
+    async with opened_finder(verifier, endpoint="", prefix=str(tmp_path)) as finder:
         with pytest.raises(RetryError, match=r"no container runtime listens at .*containerd\.sock"):
-            await namespaces.find(pod, None)
+            await finder.find(pod, None)
         endpoint.symlink_to(containerd.endpoint)
         (tmp_path / f"proc/{await containerd.pid(sandbox)}").symlink_to(
             f"/proc/{await containerd.pid(sandbox)}"
         )
-        assert await found_in(namespaces, pod) == await netns_of(containerd, sandbox)
+        assert await found_in(finder, pod) == await netns_of(containerd, sandbox)
 
 
 async def test_socket_that_nobody_listens_at(
@@ -322,7 +322,7 @@ async def test_socket_that_nobody_listens_at(
     last.symlink_to(containerd.endpoint)
     runtime = ContainerRuntime(endpoint="", prefix=str(tmp_path))
     try:
-        found = await found_in(Namespaces(verifier, RuntimeSandboxes(runtime), prefix=""), pod)
+        found = await found_in(NodeNetnsFinder(verifier, RuntimeSandboxes(runtime), prefix=""), pod)
         assert found == await netns_of(containerd, sandbox)
         assert (await runtime.version()).name == "containerd"
     finally:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nodeagent.linux import syscalls as kernel
 from nodeagent.netns.costs import NO_LIMITS, Account, Cost, Limits
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import LANE, MOST_OVERTIME, SLOW_LANE, NamespaceThreads, TooCostlyError
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import LANE, MOST_OVERTIME, SLOW_LANE, NetnsThreads, TooCostlyError
 from tests.descriptors import open_descriptors
 from tests.eventually import PATIENCE, eventually
 from tests.lab.pod import call_in_thread
@@ -40,13 +40,13 @@ class Clock:
 
 
 @pytest.fixture
-def pods() -> Iterator[Callable[[int], list[NetworkNamespace]]]:
+def pods() -> Iterator[Callable[[int], list[Netns]]]:
     """Make so many network namespaces with nothing in them."""
     with contextlib.ExitStack() as opened:
 
-        def one() -> NetworkNamespace:
+        def one() -> Netns:
             kernel.unshare(kernel.CLONE_NEWNET)
-            return NetworkNamespace.open("/proc/thread-self/ns/net")
+            return Netns.open("/proc/thread-self/ns/net")
 
         yield lambda count: [opened.enter_context(call_in_thread(one)) for _ in range(count)]
 
@@ -54,13 +54,13 @@ def pods() -> Iterator[Callable[[int], list[NetworkNamespace]]]:
 class Blocked:
     """Jobs that run until they are let go."""
 
-    def __init__(self, threads: NamespaceThreads) -> None:
+    def __init__(self, threads: NetnsThreads) -> None:
         self._threads = threads
         self._release = threading.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.begun = 0
 
-    def add(self, namespace: NetworkNamespace) -> asyncio.Task[None]:
+    def add(self, namespace: Netns) -> asyncio.Task[None]:
         def job() -> None:
             self.begun += 1
             assert self._release.wait(PATIENCE)
@@ -75,7 +75,7 @@ class Blocked:
 
 
 @contextlib.asynccontextmanager
-async def blocked(threads: NamespaceThreads) -> AsyncIterator[Blocked]:
+async def blocked(threads: NetnsThreads) -> AsyncIterator[Blocked]:
     made = Blocked(threads)
     try:
         yield made
@@ -88,11 +88,11 @@ def thread_number() -> int:
     return sum(thread.name == "netns" for thread in threading.enumerate())
 
 
-async def test_blocked_pods_hold_up_nobody(pods: Callable[[int], list[NetworkNamespace]]) -> None:
+async def test_blocked_pods_hold_up_nobody(pods: Callable[[int], list[Netns]]) -> None:
     """L36: with 19 pods whose looks do not end, every job of another pod is done."""
     hostile = pods(LANE + MOST_OVERTIME - 1)
     (innocent,) = pods(1)
-    threads = NamespaceThreads(overtime=BRIEFLY)
+    threads = NetnsThreads(overtime=BRIEFLY)
     async with blocked(threads) as jobs:
         for namespace in hostile:
             jobs.add(namespace)
@@ -101,10 +101,10 @@ async def test_blocked_pods_hold_up_nobody(pods: Callable[[int], list[NetworkNam
         await eventually(lambda: jobs.begun == len(hostile))
 
 
-async def test_number_of_threads_is_bounded(pods: Callable[[int], list[NetworkNamespace]]) -> None:
+async def test_number_of_threads_is_bounded(pods: Callable[[int], list[Netns]]) -> None:
     """However many pods block, there are so many threads and no more; then all get their turn."""
     hostile = pods(40)
-    async with blocked(NamespaceThreads(overtime=BRIEFLY)) as jobs:
+    async with blocked(NetnsThreads(overtime=BRIEFLY)) as jobs:
         for namespace in hostile:
             jobs.add(namespace)
         await eventually(lambda: jobs.begun == LANE + MOST_OVERTIME)
@@ -115,11 +115,11 @@ async def test_number_of_threads_is_bounded(pods: Callable[[int], list[NetworkNa
 
 
 async def test_one_job_at_a_time_in_a_namespace(
-    pods: Callable[[int], list[NetworkNamespace]],
+    pods: Callable[[int], list[Netns]],
 ) -> None:
     """A pod that asks for much, through one namespace, holds one thread."""
     (one, other) = pods(2)
-    async with blocked(NamespaceThreads(overtime=BRIEFLY)) as jobs:
+    async with blocked(NetnsThreads(overtime=BRIEFLY)) as jobs:
         for _ in range(LANE + 1):
             jobs.add(one)
         await eventually(lambda: jobs.begun == 1)
@@ -132,12 +132,12 @@ async def test_one_job_at_a_time_in_a_namespace(
 
 
 async def test_costly_pods_share_a_lane_of_their_own(
-    pods: Callable[[int], list[NetworkNamespace]],
+    pods: Callable[[int], list[Netns]],
 ) -> None:
     """Pods that have cost much take no place of the others, not even of a single one."""
     clock = Clock()
     costly, (innocent,) = pods(2 * SLOW_LANE), pods(1)
-    threads = NamespaceThreads(1, overtime=BRIEFLY, so_far=clock.waiting)
+    threads = NetnsThreads(1, overtime=BRIEFLY, so_far=clock.waiting)
     async with blocked(threads) as jobs:
         for namespace in costly:
             await threads.run(namespace, lambda: move(clock, 1.5))
@@ -157,12 +157,12 @@ def move(clock: Clock, seconds: float) -> None:
 
 
 async def test_pod_that_costs_too_much_is_refused(
-    pods: Callable[[int], list[NetworkNamespace]],
+    pods: Callable[[int], list[Netns]],
 ) -> None:
     """Beyond its allowance it is told to come back later, at once, and others go on."""
     clock = Clock()
     greedy, innocent = pods(2)
-    with contextlib.closing(NamespaceThreads(so_far=clock.cost)) as threads:
+    with contextlib.closing(NetnsThreads(so_far=clock.cost)) as threads:
         await threads.run(greedy, lambda: move(clock, 1.1))
         for _ in range(20):
             with pytest.raises(TooCostlyError, match="spaced out"):
@@ -173,31 +173,31 @@ async def test_pod_that_costs_too_much_is_refused(
 
 
 async def test_pod_that_waits_for_a_busy_machine(
-    pods: Callable[[int], list[NetworkNamespace]],
+    pods: Callable[[int], list[Netns]],
 ) -> None:
     """What takes long and does not use the processor is not refused: a starting node is slow."""
     clock = Clock()
     (slow,) = pods(1)
-    with contextlib.closing(NamespaceThreads(so_far=clock.waiting)) as threads:
+    with contextlib.closing(NetnsThreads(so_far=clock.waiting)) as threads:
         for _ in range(5):
             await threads.run(slow, partial(move, clock, 100))
 
 
-async def test_host_never_rests(pods: Callable[[int], list[NetworkNamespace]]) -> None:
+async def test_host_never_rests(pods: Callable[[int], list[Netns]]) -> None:
     """Without limits nothing is held against a namespace: the host's may be slow by nature."""
     clock = Clock()
     (host,) = pods(1)
-    with contextlib.closing(NamespaceThreads(1, limits=NO_LIMITS, so_far=clock.cost)) as threads:
+    with contextlib.closing(NetnsThreads(1, limits=NO_LIMITS, so_far=clock.cost)) as threads:
         for _ in range(5):
             await threads.run(host, partial(move, clock, 100))
 
 
 async def test_caller_that_is_cancelled_before_its_turn(
-    pods: Callable[[int], list[NetworkNamespace]],
+    pods: Callable[[int], list[Netns]],
 ) -> None:
     """Its job never begins, its descriptor is given back, and the next has its turn."""
     (one, other) = pods(2)
-    threads = NamespaceThreads(1, overtime=FOREVER)
+    threads = NetnsThreads(1, overtime=FOREVER)
     async with blocked(threads) as jobs:
         jobs.add(one)
         await eventually(lambda: jobs.begun == 1)
@@ -215,11 +215,11 @@ async def test_caller_that_is_cancelled_before_its_turn(
 
 
 async def test_caller_that_is_cancelled_during_its_job(
-    pods: Callable[[int], list[NetworkNamespace]],
+    pods: Callable[[int], list[Netns]],
 ) -> None:
     """The namespace's next job waits for the one that nobody waits for any more."""
     (one,) = pods(1)
-    threads = NamespaceThreads(overtime=BRIEFLY)
+    threads = NetnsThreads(overtime=BRIEFLY)
     async with blocked(threads) as jobs:
         given_up = jobs.add(one)
         await eventually(lambda: jobs.begun == 1)

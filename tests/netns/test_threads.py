@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns, NetnsId
+from nodeagent.netns.threads import NetnsThreads
 from tests.descriptors import open_descriptors
 from tests.eventually import PATIENCE, eventually
 from tests.lab.lab import Lab
@@ -29,23 +29,23 @@ def give_up_all_capabilities() -> str:
     return str(threading.get_native_id())
 
 
-async def test_each_job_is_where_it_should_be(lab: Lab, threads: NamespaceThreads) -> None:
+async def test_each_job_is_where_it_should_be(lab: Lab, threads: NetnsThreads) -> None:
     """L5: thousands of jobs at once in different namespaces each see their own."""
     pods = [lab.add_pod(name) for name in "abc"]
-    namespaces = [NetworkNamespace.open(pod.path) for pod in pods]
+    namespaces = [Netns.open(pod.path) for pod in pods]
     seen = await asyncio.gather(
         *(threads.run(namespaces[n % 3], here) for n in range(3000)),
     )
     assert seen == [namespaces[n % 3].id for n in range(3000)]
-    with NetworkNamespace.current() as own:
+    with Netns.current() as own:
         assert await threads.run(own, here) == here(), "and the threads come home"
     for namespace in namespaces:
         namespace.close()
 
 
-async def test_exception_comes_back(lab: Lab, threads: NamespaceThreads) -> None:
+async def test_exception_comes_back(lab: Lab, threads: NetnsThreads) -> None:
     """What the job raises is raised in the caller, and the thread goes on."""
-    with NetworkNamespace.open(lab.add_pod("a").path) as namespace:
+    with Netns.open(lab.add_pod("a").path) as namespace:
         with pytest.raises(ZeroDivisionError):
             await threads.run(namespace, lambda: 1 // 0)
         assert await threads.run(namespace, here) == namespace.id
@@ -53,17 +53,17 @@ async def test_exception_comes_back(lab: Lab, threads: NamespaceThreads) -> None
 
 async def test_thread_that_cannot_get_back(lab: Lab) -> None:
     """A thread that cannot return to its namespace ends, and another takes its place."""
-    threads = NamespaceThreads(size=1)
-    with NetworkNamespace.open(lab.add_pod("a").path) as namespace:
+    threads = NetnsThreads(size=1)
+    with Netns.open(lab.add_pod("a").path) as namespace:
         stuck = await threads.run(namespace, give_up_all_capabilities)
         await eventually(lambda: stuck not in os.listdir("/proc/self/task"))
         assert await threads.run(namespace, here) == namespace.id
-        with NetworkNamespace.current() as own:
+        with Netns.current() as own:
             assert await threads.run(own, here) == here()
     threads.close()
 
 
-async def test_cancelled_caller(lab: Lab, threads: NamespaceThreads) -> None:
+async def test_cancelled_caller(lab: Lab, threads: NetnsThreads) -> None:
     """A caller that is cancelled may close its namespace while the job still runs in it."""
     before = open_descriptors()
     started, finish = threading.Event(), threading.Event()
@@ -74,7 +74,7 @@ async def test_cancelled_caller(lab: Lab, threads: NamespaceThreads) -> None:
         finish.wait(PATIENCE)
         seen.append(here())
 
-    namespace = NetworkNamespace.open(lab.add_pod("a").path)
+    namespace = Netns.open(lab.add_pod("a").path)
     caller = asyncio.create_task(threads.run(namespace, job))
     await eventually(started.is_set)
     caller.cancel()
@@ -88,14 +88,14 @@ async def test_cancelled_caller(lab: Lab, threads: NamespaceThreads) -> None:
 async def test_closed_pool_has_finished(lab: Lab) -> None:
     """Closing waits for what runs, refuses what has not begun, and leaves nothing behind."""
     before = open_descriptors()
-    threads = NamespaceThreads()
+    threads = NetnsThreads()
     begun, done = threading.Event(), threading.Event()
 
     def job() -> None:
         begun.set()
         done.wait(PATIENCE)
 
-    with NetworkNamespace.open(lab.add_pod("a").path) as namespace:
+    with Netns.open(lab.add_pod("a").path) as namespace:
         running = asyncio.create_task(threads.run(namespace, job))
         await eventually(begun.is_set)
         waiting = asyncio.create_task(threads.run(namespace, here))

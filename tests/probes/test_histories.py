@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.mesh.pod import IPAddress, PodUID
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from tests.lab.host import TABLE, Host, enrolled, new_host, probes_of
 
 UIDS = st.sampled_from("abc")
@@ -72,12 +72,12 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture(scope="module")
-def threads() -> Iterator[NamespaceThreads]:
-    with contextlib.closing(NamespaceThreads(1)) as threads:
+def threads() -> Iterator[NetnsThreads]:
+    with contextlib.closing(NetnsThreads(1)) as threads:
         yield threads
 
 
-async def play(steps: list[tuple[Any, ...]], host: Host, threads: NamespaceThreads) -> None:
+async def play(steps: list[tuple[Any, ...]], host: Host, threads: NetnsThreads) -> None:
     model = Model()
     host.nft("flush ruleset")
     async with AsyncExitStack() as life:
@@ -128,6 +128,6 @@ async def play(steps: list[tuple[Any, ...]], host: Host, threads: NamespaceThrea
 
 @settings(max_examples=50, deadline=None)
 @given(steps=st.lists(STEPS, max_size=20))
-def test_any_history(steps: list[tuple[Any, ...]], host: Host, threads: NamespaceThreads) -> None:
+def test_any_history(steps: list[tuple[Any, ...]], host: Host, threads: NetnsThreads) -> None:
     """L9, L27: whatever comes in whatever order, the set is the pods' as the last word was."""
     asyncio.run(play(steps, host, threads))

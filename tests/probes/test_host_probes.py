@@ -13,7 +13,7 @@ import pytest
 
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import PodUID
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import HostProbes
 from nodeagent.probes.nft_table import ProbeTable
 from tests.eventually import PATIENCE
@@ -31,13 +31,13 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def threads() -> Iterator[NamespaceThreads]:
-    with contextlib.closing(NamespaceThreads(2)) as threads:
+def threads() -> Iterator[NetnsThreads]:
+    with contextlib.closing(NetnsThreads(2)) as threads:
         yield threads
 
 
 @pytest.fixture
-async def probes(host: Host, threads: NamespaceThreads) -> AsyncIterator[HostProbes]:
+async def probes(host: Host, threads: NetnsThreads) -> AsyncIterator[HostProbes]:
     async with probes_of(host, threads) as probes:
         yield probes
 
@@ -196,7 +196,7 @@ async def test_an_address_that_is_there_already_is_no_error(host: Host, probes: 
 
 
 async def test_a_pod_whose_address_changed(
-    host: Host, threads: NamespaceThreads, probes: HostProbes
+    host: Host, threads: NetnsThreads, probes: HostProbes
 ) -> None:
     """The old address goes, even where it was a former agent that put it in."""
     await probes.ensure(enrolled("a", V4, V6))
@@ -212,7 +212,7 @@ async def test_a_pod_whose_address_changed(
 
 
 async def test_a_pod_without_address_keeps_what_it_had(
-    host: Host, threads: NamespaceThreads, probes: HostProbes
+    host: Host, threads: NetnsThreads, probes: HostProbes
 ) -> None:
     """L9: a pod that has no address for a moment keeps its elements, and they are put back."""
     await probes.ensure(enrolled("a", V4, V6))
@@ -235,7 +235,7 @@ async def test_a_pod_without_address_takes_none_from_another(
     assert host.owners() == {V4: "new"}
 
 
-async def test_prune(host: Host, threads: NamespaceThreads) -> None:
+async def test_prune(host: Host, threads: NetnsThreads) -> None:
     """At the start the set is made to have the enrolled pods' addresses and no others."""
     async with probes_of(host, threads) as probes:
         for uid, address in (("a", V4), ("gone", OTHER), ("also gone", V6)):
@@ -248,7 +248,7 @@ async def test_prune(host: Host, threads: NamespaceThreads) -> None:
     assert host.owners() == {V4: "a", ip_address("10.1.0.7"): "new"}
 
 
-async def test_missing_data_never_prunes(host: Host, threads: NamespaceThreads) -> None:
+async def test_missing_data_never_prunes(host: Host, threads: NetnsThreads) -> None:
     """L9: while one enrolled pod has no address, nothing is pruned."""
     async with probes_of(host, threads) as probes:
         await probes.ensure(enrolled("a", V4))
@@ -298,7 +298,7 @@ async def test_a_failed_change_is_not_forgotten(host: Host, probes: HostProbes) 
     assert host.owners() == {OTHER: "a"}
 
 
-async def test_nothing_stays_open(host: Host, threads: NamespaceThreads) -> None:
+async def test_nothing_stays_open(host: Host, threads: NetnsThreads) -> None:
     """The descriptors that are kept between changes are given back, after a fault too."""
     before = open_sockets()
     async with probes_of(host, threads) as probes:

@@ -13,7 +13,7 @@ from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant, restore, save
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes import ipsets as probe_ipsets
 from nodeagent.probes import iptables_backend as probes_iptables
 from nodeagent.probes import iptables_rules as probe_chains
@@ -66,8 +66,8 @@ def host() -> Iterator[IptablesHost]:
 
 
 @pytest.fixture
-def threads() -> Iterator[NamespaceThreads]:
-    with contextlib.closing(NamespaceThreads(2)) as threads:
+def threads() -> Iterator[NetnsThreads]:
+    with contextlib.closing(NetnsThreads(2)) as threads:
         yield threads
 
 
@@ -78,7 +78,7 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 @pytest.fixture
 async def probes(
-    variant: Variant, host: IptablesHost, threads: NamespaceThreads
+    variant: Variant, host: IptablesHost, threads: NetnsThreads
 ) -> AsyncIterator[TakingOver]:
     async with probes_in(variant, host, threads) as probes:
         yield probes
@@ -113,7 +113,7 @@ async def test_each_address_is_in_for_its_pod(
 
 @pytest.mark.usefixtures("looks")
 async def test_what_is_right_is_only_looked_at(
-    host: IptablesHost, variant: Variant, threads: NamespaceThreads
+    host: IptablesHost, variant: Variant, threads: NetnsThreads
 ) -> None:
     """L24: a restart finds nothing to do, and leaves every byte and counter as it was."""
     async with probes_in(variant, host, threads) as probes:
@@ -174,7 +174,7 @@ async def test_an_address_goes_to_the_pod_that_has_it_now(
 
 
 async def test_missing_data_never_prunes(
-    host: IptablesHost, variant: Variant, threads: NamespaceThreads
+    host: IptablesHost, variant: Variant, threads: NetnsThreads
 ) -> None:
     """L9: a pod without address keeps what it had, and while there is one nothing is pruned."""
     async with probes_in(variant, host, threads) as probes:
@@ -312,9 +312,7 @@ async def test_a_chain_that_somebody_leads_to_stays_empty(
     assert not (await probes.uninstall()).removed
 
 
-async def test_other_settings(
-    host: IptablesHost, variant: Variant, threads: NamespaceThreads
-) -> None:
+async def test_other_settings(host: IptablesHost, variant: Variant, threads: NetnsThreads) -> None:
     """Without IPv6 the v6 chain goes, and its addresses are not kept."""
     async with probes_in(variant, host, threads) as probes:
         await probes.ensure(enrolled("a", V4, V6))

@@ -9,7 +9,7 @@ import pytest
 
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import PodUID
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import HostProbes
 from tests.lab.host import SET_V4, SET_V6, TABLE, Host, enrolled, new_host, probes_of
 
@@ -37,13 +37,13 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def threads() -> Iterator[NamespaceThreads]:
-    with contextlib.closing(NamespaceThreads(2)) as threads:
+def threads() -> Iterator[NetnsThreads]:
+    with contextlib.closing(NetnsThreads(2)) as threads:
         yield threads
 
 
 @pytest.fixture
-async def probes(host: Host, threads: NamespaceThreads) -> AsyncIterator[HostProbes]:
+async def probes(host: Host, threads: NetnsThreads) -> AsyncIterator[HostProbes]:
     async with probes_of(host, threads) as probes:
         yield probes
 
@@ -108,7 +108,7 @@ async def test_every_part_of_the_layout_counts(
     assert host.owners() == {V4: "a"}
 
 
-async def test_a_table_of_another_agent(host: Host, threads: NamespaceThreads) -> None:
+async def test_a_table_of_another_agent(host: Host, threads: NetnsThreads) -> None:
     """L23: what is quite different is replaced at the start; the addresses in it stay."""
     host.nft(
         f'add table {TABLE} {{ comment "nodeagent layout 0"; }};'
@@ -125,7 +125,7 @@ async def test_a_table_of_another_agent(host: Host, threads: NamespaceThreads) -
 
 
 async def test_other_settings_replace_the_rules_alone(
-    host: Host, threads: NamespaceThreads, probes: HostProbes
+    host: Host, threads: NetnsThreads, probes: HostProbes
 ) -> None:
     """An agent with another probe address, without IPv6, keeps the addresses that it needs."""
     await probes.ensure(enrolled("a", V4, V6))
@@ -139,7 +139,7 @@ async def test_other_settings_replace_the_rules_alone(
     assert host.owners(SET_V4) == {V4: "a"}
 
 
-async def test_restart_leaves_what_is_right(host: Host, threads: NamespaceThreads) -> None:
+async def test_restart_leaves_what_is_right(host: Host, threads: NetnsThreads) -> None:
     """L24: after a restart table and foreign tables are as they were, handles and counters too."""
     host.nft(FOREIGN)
     async with probes_of(host, threads) as probes:

@@ -11,7 +11,7 @@ import pytest
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes import migration as probe_takeover
 from nodeagent.probes import removal as probe_removal
 from nodeagent.probes.iptables_rules import ProbeChains, read_chains
@@ -40,8 +40,8 @@ def host() -> Iterator[IptablesHost]:
 
 
 @pytest.fixture
-def threads() -> Iterator[NamespaceThreads]:
-    with contextlib.closing(NamespaceThreads(1)) as threads:
+def threads() -> Iterator[NetnsThreads]:
+    with contextlib.closing(NetnsThreads(1)) as threads:
         yield threads
 
 
@@ -57,7 +57,7 @@ MOVES = [(old, new) for old in KINDS for new in KINDS if old is not new]
 @pytest.mark.parametrize(("old", "new"), MOVES, ids=str)
 async def test_the_former_backend_goes_last(
     host: IptablesHost,
-    threads: NamespaceThreads,
+    threads: NetnsThreads,
     *,
     old: Variant | None,
     new: Variant | None,
@@ -87,7 +87,7 @@ async def test_the_former_backend_goes_last(
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 async def test_what_istio_left_is_taken_over(
-    host: IptablesHost, threads: NamespaceThreads, kind: Variant | None
+    host: IptablesHost, threads: NetnsThreads, kind: Variant | None
 ) -> None:
     """L7, L8: Istio's chain, jump and sets become ours or go; others' are untouched to the byte."""
     host.shell(FOREIGN_CHAIN.format("legacy"), FOREIGN_CHAIN.format("nft"), FOREIGN_SET)
@@ -149,7 +149,7 @@ def everything(host: IptablesHost) -> list[str]:
 
 @pytest.mark.parametrize("owner", KINDS, ids=str)
 async def test_uninstall_leaves_what_istio_has_just_made(
-    host: IptablesHost, threads: NamespaceThreads, owner: Variant | None
+    host: IptablesHost, threads: NetnsThreads, owner: Variant | None
 ) -> None:
     """L30: the agent that takes our place may have come already; what is left alone is named."""
     istio(host, owner)
@@ -163,7 +163,7 @@ async def test_uninstall_leaves_what_istio_has_just_made(
 
 @pytest.mark.parametrize("owner", KINDS, ids=str)
 async def test_uninstall_takes_nothing_that_somebody_put_into_ours(
-    host: IptablesHost, threads: NamespaceThreads, owner: Variant | None
+    host: IptablesHost, threads: NetnsThreads, owner: Variant | None
 ) -> None:
     """L30: our mark does not make somebody's rule in the same chain ours."""
     async with probes_in(owner, host, threads) as probes:
@@ -183,7 +183,7 @@ async def test_uninstall_takes_nothing_that_somebody_put_into_ours(
 @pytest.mark.parametrize(("owner", "kind"), MOVES, ids=str)
 async def test_what_istio_left_goes_at_a_takeover(
     host: IptablesHost,
-    threads: NamespaceThreads,
+    threads: NetnsThreads,
     *,
     owner: Variant | None,
     kind: Variant | None,
@@ -200,7 +200,7 @@ async def test_what_istio_left_goes_at_a_takeover(
 @pytest.mark.parametrize(("owner", "kind"), MOVES, ids=str)
 async def test_what_nobody_knows_stays_at_a_takeover(
     host: IptablesHost,
-    threads: NamespaceThreads,
+    threads: NetnsThreads,
     *,
     owner: Variant | None,
     kind: Variant | None,
@@ -220,7 +220,7 @@ async def test_what_nobody_knows_stays_at_a_takeover(
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 async def test_uninstall_removes_every_kind(
-    host: IptablesHost, threads: NamespaceThreads, kind: Variant | None
+    host: IptablesHost, threads: NetnsThreads, kind: Variant | None
 ) -> None:
     """Whoever uninstalls takes out what any backend has left."""
     for each in KINDS:
@@ -234,9 +234,7 @@ async def test_uninstall_removes_every_kind(
     assert host.shell("ipset save") == ""
 
 
-async def test_a_pod_that_goes_is_not_waited_for(
-    host: IptablesHost, threads: NamespaceThreads
-) -> None:
+async def test_a_pod_that_goes_is_not_waited_for(host: IptablesHost, threads: NetnsThreads) -> None:
     """The old rules go with the last pod that needed them, whether it arrives or leaves."""
     async with probes_in(Variant.NFT, host, threads) as former:
         await former.ensure(enrolled("a", V4))
@@ -249,7 +247,7 @@ async def test_a_pod_that_goes_is_not_waited_for(
 
 
 async def test_what_failed_is_tried_again(
-    host: IptablesHost, threads: NamespaceThreads, monkeypatch: pytest.MonkeyPatch
+    host: IptablesHost, threads: NetnsThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L35: leftovers that cannot be looked for hold nothing up, and go later."""
     failing = [True]
@@ -275,7 +273,7 @@ async def test_what_failed_is_tried_again(
         await asyncio.wait([keeping])
 
 
-async def test_nothing_is_made_by_looking(host: IptablesHost, threads: NamespaceThreads) -> None:
+async def test_nothing_is_made_by_looking(host: IptablesHost, threads: NetnsThreads) -> None:
     """L7: a life on nftables makes no table of iptables and no ipset."""
     async with probes_in(None, host, threads) as probes:
         await probes.start()
@@ -289,7 +287,7 @@ async def test_nothing_is_made_by_looking(host: IptablesHost, threads: Namespace
 
 
 async def test_a_chain_that_cannot_go_is_no_fault(
-    host: IptablesHost, threads: NamespaceThreads, capsys: pytest.CaptureFixture[str]
+    host: IptablesHost, threads: NetnsThreads, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A set that somebody else's rule uses stays, and is said to; pods are not held up."""
     async with probes_in(Variant.NFT, host, threads) as former:

@@ -9,8 +9,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import HostProbes
 from tests.eventually import PATIENCE
 from tests.lab.apps import IPAddress, ask, echo_app, family_of
@@ -36,7 +36,7 @@ table {family} foreign {{
 def host(lab: Lab) -> Iterator[Host]:
     """Where the lab's bridge is."""
     assert lab is not None
-    with NetworkNamespace.current() as namespace:
+    with Netns.current() as namespace:
         host = Host(namespace)
         yield host
         host.nft("flush ruleset")
@@ -44,7 +44,7 @@ def host(lab: Lab) -> Iterator[Host]:
 
 @pytest.fixture
 async def probes(host: Host) -> AsyncIterator[HostProbes]:
-    with contextlib.closing(NamespaceThreads(1)) as threads:
+    with contextlib.closing(NetnsThreads(1)) as threads:
         async with probes_of(host, threads) as probes:
             yield probes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.netfilter.iptables_programs import Variant
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.migration import TakingOver
 from tests.lab.apps import ask, echo_app
 from tests.lab.host import PROBE_V4, Host, enrolled
@@ -44,7 +44,7 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 @pytest.fixture
 async def probes(variant: Variant, host: Host) -> AsyncIterator[TakingOver]:
-    with contextlib.closing(NamespaceThreads(1)) as threads:
+    with contextlib.closing(NetnsThreads(1)) as threads:
         async with probes_in(variant, host, threads) as probes:
             yield probes
             await probes.uninstall()
@@ -104,7 +104,7 @@ async def test_no_probe_slips_by_while_the_backend_changes(pod: Pod, host: Host)
     """L8: through every move from one backend to the next, each probe is marked."""
     pods = [enrolled("a", *pod.addresses)]
     moved = asyncio.Event()
-    with contextlib.closing(NamespaceThreads(1)) as threads:
+    with contextlib.closing(NetnsThreads(1)) as threads:
 
         async def move() -> None:
             for kind in (*KINDS, *KINDS):

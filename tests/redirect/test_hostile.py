@@ -21,8 +21,8 @@ from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import REROUTE_VIRTUAL_INTERFACES, PodUID
 from nodeagent.mesh.pod import Pod as MeshPod
 from nodeagent.netfilter.nft_state import read
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import Intent
 from nodeagent.redirect.redirector import PodRedirector
@@ -40,7 +40,7 @@ PLAIN = MeshPod(uid=PodUID("plain"), name="plain", namespace="shop")
 
 @pytest.fixture
 def redirector() -> Iterator[PodRedirector]:
-    with contextlib.closing(NamespaceThreads(2)) as threads:
+    with contextlib.closing(NetnsThreads(2)) as threads:
         yield PodRedirector(
             threads,
             Intent.from_settings(Settings()),
@@ -51,7 +51,7 @@ def redirector() -> Iterator[PodRedirector]:
 
 async def ensure(redirector: PodRedirector, pod: Pod, wanted: MeshPod = PLAIN) -> tuple[str, ...]:
     """What was mended."""
-    with NetworkNamespace.open(pod.path) as namespace:
+    with Netns.open(pod.path) as namespace:
         return (await redirector.ensure(namespace, wanted)).differed
 
 

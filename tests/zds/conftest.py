@@ -13,7 +13,7 @@ import pytest
 from nodeagent.linux.unix_sockets import listening
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from nodeagent.zds.book import Book
 from nodeagent.zds.server import ZdsServer
 from tests.zds.model import ModelZtunnel, new_namespace
@@ -82,10 +82,10 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 
 @pytest.fixture
-def namespace() -> Iterator[Callable[[], NetworkNamespace]]:
-    made: list[NetworkNamespace] = []
+def namespace() -> Iterator[Callable[[], Netns]]:
+    made: list[Netns] = []
 
-    def make() -> NetworkNamespace:
+    def make() -> Netns:
         made.append(new_namespace())
         return made[-1]
 

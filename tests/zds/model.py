@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from nodeagent.linux import syscalls as kernel
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace
+from nodeagent.netns.netns import Netns, NetnsId
 from nodeagent.zds import zds_pb2 as pb
 from tests.eventually import PATIENCE
 
@@ -21,13 +21,13 @@ def refusal(text: str) -> bytes:
     return pb.WorkloadResponse(ack=pb.Ack(error=text)).SerializeToString()
 
 
-def new_namespace() -> NetworkNamespace:
+def new_namespace() -> Netns:
     """A network namespace that nobody is in; it lives as long as its descriptor."""
-    made: list[NetworkNamespace] = []
+    made: list[Netns] = []
 
     def make() -> None:
         kernel.unshare(kernel.CLONE_NEWNET)
-        made.append(NetworkNamespace.current())
+        made.append(Netns.current())
 
     thread = threading.Thread(target=make)
     thread.start()

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodeagent.mesh.pod import PodUID
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from nodeagent.zds.connection import Peer
 from nodeagent.zds.server import MAX_SILENT
 from tests.descriptors import open_descriptors
@@ -19,7 +19,7 @@ from tests.zds.model import HELLO, OK, ModelZtunnel, Mood
 
 pytestmark = pytest.mark.virtual_time
 
-NewNamespace = Callable[[], NetworkNamespace]
+NewNamespace = Callable[[], Netns]
 
 
 async def ended(ztunnel: ModelZtunnel) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nodeagent.mesh.enrollment import RefusedError
 from nodeagent.mesh.pod import PodUID
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from tests.eventually import PATIENCE
 from tests.virtual_time import run_virtually
 from tests.zds.conftest import Served, a_pod, serving
@@ -35,7 +35,7 @@ STEPS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def namespaces() -> Iterator[list[NetworkNamespace]]:
+def namespaces() -> Iterator[list[Netns]]:
     made = [new_namespace() for _ in range(3)]
     yield made
     for namespace in made:
@@ -45,10 +45,10 @@ def namespaces() -> Iterator[list[NetworkNamespace]]:
 class History:
     """Does the steps as the heart would: one worker per pod, the newest wish wins."""
 
-    def __init__(self, served: Served, namespaces: list[NetworkNamespace]) -> None:
+    def __init__(self, served: Served, namespaces: list[Netns]) -> None:
         self.served = served
         self.namespaces = namespaces
-        self.wanted: dict[str, NetworkNamespace] = {}
+        self.wanted: dict[str, Netns] = {}
         self.work: dict[str, asyncio.Task[None]] = {}
 
     def offer(self, uid: str, n: int) -> None:
@@ -92,9 +92,7 @@ class History:
             await self.served.book.withdraw(PodUID(uid))
 
 
-async def play(
-    directory: str, steps: list[tuple[Any, ...]], namespaces: list[NetworkNamespace]
-) -> None:
+async def play(directory: str, steps: list[tuple[Any, ...]], namespaces: list[Netns]) -> None:
     async with serving(Path(directory)) as served:
         history = History(served, namespaces)
         for kind, *arguments in steps:
@@ -124,7 +122,7 @@ async def play(
 
 @settings(max_examples=120, deadline=None)
 @given(steps=st.lists(STEPS, max_size=25))
-def test_any_history(steps: list[tuple[Any, ...]], namespaces: list[NetworkNamespace]) -> None:
+def test_any_history(steps: list[tuple[Any, ...]], namespaces: list[Netns]) -> None:
     """L11, L12, L13, L14: whatever comes in whatever order, nothing is lost, leaked or stuck."""
     before = sorted(os.listdir("/proc/self/fd"))
     with tempfile.TemporaryDirectory() as directory:

@@ -8,13 +8,13 @@ import pytest
 from nodeagent.mesh.enrollment import RefusedError
 from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from tests.zds.conftest import Served, a_pod
 from tests.zds.model import OK, Mood
 
 pytestmark = pytest.mark.virtual_time
 
-NewNamespace = Callable[[], NetworkNamespace]
+NewNamespace = Callable[[], Netns]
 
 
 async def test_snapshot_has_every_offer(served: Served, namespace: NewNamespace) -> None:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import REDIRECTION, Namespace, PodUID
 from nodeagent.mesh.sandbox import Sandbox
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from tests.eventually import eventually
 from tests.mesh.node import Bench, Held, Node, bench
 from tests.mesh.test_reconciler import AMBIENT, a_pod
@@ -48,7 +48,7 @@ STEPS = st.one_of(
 class Lent(Held):
     """A namespace that the book can lend, for as long as it is open."""
 
-    namespaces: list[NetworkNamespace] = field(default_factory=list)
+    namespaces: list[Netns] = field(default_factory=list)
 
     @property
     def fd(self) -> int:
@@ -61,7 +61,7 @@ class Lent(Held):
 class LendingNode(Node):
     """A node whose namespaces are real."""
 
-    lent: list[NetworkNamespace] = field(default_factory=list)
+    lent: list[Netns] = field(default_factory=list)
 
     def _opened(self, namespace: int, held: Held | None) -> Held:
         if held is not None and held.id == namespace:
@@ -70,7 +70,7 @@ class LendingNode(Node):
 
 
 @pytest.fixture(scope="module")
-def namespaces() -> Iterator[list[NetworkNamespace]]:
+def namespaces() -> Iterator[list[Netns]]:
     made = [new_namespace() for _ in range(8)]
     yield made
     for namespace in made:
@@ -202,7 +202,7 @@ class Life:
             assert ztunnel.ended or ztunnel.workloads == {}
 
 
-async def play(lives: list[list[tuple[Any, ...]]], namespaces: list[NetworkNamespace]) -> None:
+async def play(lives: list[list[tuple[Any, ...]]], namespaces: list[Netns]) -> None:
     world = World(LendingNode(lent=namespaces))
     for number, steps in enumerate(lives or [[]], 1):
         with tempfile.TemporaryDirectory() as directory:
@@ -229,7 +229,7 @@ async def play(lives: list[list[tuple[Any, ...]]], namespaces: list[NetworkNames
 @settings(deadline=None)
 @given(lives=st.lists(st.lists(STEPS, max_size=15), max_size=3))
 def test_no_wanted_pod_is_ever_missing(
-    lives: list[list[tuple[Any, ...]]], namespaces: list[NetworkNamespace]
+    lives: list[list[tuple[Any, ...]]], namespaces: list[Netns]
 ) -> None:
     """L31: with faults and hanging looks at any step, sandboxes replaced, and agents restarted."""
     with capture_logs():  # tracebacks take longer to render than ztunnel waits

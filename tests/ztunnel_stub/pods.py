@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from nodeagent.linux import syscalls as kernel
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,7 +20,7 @@ class Pod:
         """Set `lo` up and run `commands` inside."""
         self._thread = ThreadPoolExecutor(1)
         self.call(kernel.unshare, kernel.CLONE_NEWNET)
-        self.namespace = self.call(NetworkNamespace.current)
+        self.namespace = self.call(Netns.current)
         self.shell("ip link set lo up", *commands)
 
     @property

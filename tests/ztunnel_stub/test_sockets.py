@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from tests.descriptors import open_descriptors
 from tests.eventually import PATIENCE
 from tests.ztunnel_stub.harness import eventually
@@ -15,7 +15,7 @@ from ztunnel_stub.sockets import PodSockets
 
 async def test_what_is_opened_for_a_caller_that_left_is_closed(pod: Pod) -> None:
     """A cancelled task's listeners do not stay open with nobody to accept."""
-    threads = NamespaceThreads(1)
+    threads = NetnsThreads(1)
     busy, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -12,8 +12,8 @@ from nodeagent.cni.install.confdir import whose
 from nodeagent.commands.check.check import Check, bad, good
 from nodeagent.config import Settings
 from nodeagent.linux.links import follow
-from nodeagent.netns.namespace import NetworkNamespace
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.netns import Netns
+from nodeagent.netns.threads import NetnsThreads
 
 _PEER = struct.Struct("3i")  # struct ucred, see unix(7)
 
@@ -25,7 +25,7 @@ async def check_host_namespace(settings: Settings) -> Check:
         f"{settings.host_prefix}/proc/1/ns/net" if settings.host_prefix else "/proc/self/ns/net"
     )
     try:
-        namespace = NetworkNamespace.open(path)
+        namespace = Netns.open(path)
     except PermissionError as error:
         return bad(
             name,
@@ -37,7 +37,7 @@ async def check_host_namespace(settings: Settings) -> Check:
         return bad(
             name, f"{path}: {error.strerror or error}", _mount(settings.on_host("/proc"), settings)
         )
-    with namespace, contextlib.closing(NamespaceThreads(1)) as threads:
+    with namespace, contextlib.closing(NetnsThreads(1)) as threads:
         try:
             await threads.run(namespace, lambda: None)
         except OSError as error:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
 
-from nodeagent.linux.fd_limit import make_room
+from nodeagent.linux.fd_limit import raise_nofile_limit
 from tests.runtime import containerd
 from tests.tools.bench import (
     backends,
@@ -88,7 +88,7 @@ def main() -> int:
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if _INSIDE not in os.environ:
         _enter()
-    make_room(_EXPECTED_DESCRIPTORS)
+    raise_nofile_limit(_EXPECTED_DESCRIPTORS)
     where = machine()
     with Node() as node:
         lines = list(_figures(node, parts, quick=arguments.quick))

@@ -7,7 +7,7 @@ from collections import defaultdict
 from ipaddress import IPv4Address
 
 from nodeagent.mesh.pod import PodUID
-from nodeagent.netns.threads import NamespaceThreads
+from nodeagent.netns.threads import NetnsThreads
 from tests.lab.host import enrolled, new_host, probes_of
 from tests.tools.bench.report import Figure, median, milliseconds
 
@@ -26,7 +26,7 @@ def figures(present: int) -> list[Figure]:
 
 async def _measure(present: int) -> dict[str, float]:
     times: dict[str, list[float]] = defaultdict(list)
-    with contextlib.closing(NamespaceThreads(1)) as threads, new_host() as host:
+    with contextlib.closing(NetnsThreads(1)) as threads, new_host() as host:
         async with probes_of(host, threads) as probes:
             for number in range(present):
                 await probes.ensure(enrolled(f"uid-{number}", _FIRST + number))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import nftables
 
 from nodeagent.linux import syscalls as kernel
-from nodeagent.linux.fd_limit import make_room
+from nodeagent.linux.fd_limit import raise_nofile_limit
 
 IDLE = 1500
 """Connections that stay."""
@@ -34,7 +34,7 @@ _AT_ONCE = 500
 
 def connections(port: str) -> None:
     """Keep idle connections at the port for probes, and replace them, some in mid-request."""
-    make_room(2 * IDLE)
+    raise_nofile_limit(2 * IDLE)
     kept: deque[socket.socket] = deque()
     for number in itertools.count():
         client = socket.create_connection(("127.0.0.1", int(port)), timeout=30)

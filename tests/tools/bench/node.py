@@ -13,7 +13,7 @@ from typing import Self
 
 from nodeagent.linux import syscalls as kernel
 from nodeagent.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute
-from nodeagent.netns.namespace import NetworkNamespace
+from nodeagent.netns.netns import Netns
 from tests.lab.pod import call_in_thread
 
 # linux/rtnetlink.h and linux/if_addr.h
@@ -51,7 +51,7 @@ class Pod:
     """Borrowed from the `Node`."""
 
     number: int
-    namespace: NetworkNamespace
+    namespace: Netns
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ class Node:
     def pods(self, count: int) -> list[Pod]:
         """Make so many, with nothing of ours in them."""
 
-        def make() -> list[NetworkNamespace]:
+        def make() -> list[Netns]:
             return [
                 self._opened.enter_context(_new_namespace(_FIRST_ADDRESS + self._count + n))
                 for n in range(count)
@@ -141,7 +141,7 @@ class Node:
         self._opened.close()
 
 
-def _new_namespace(address: IPv4Address) -> NetworkNamespace:
+def _new_namespace(address: IPv4Address) -> Netns:
     """Move the calling thread into a new namespace that has `address`."""
     kernel.unshare(kernel.CLONE_NEWNET)
     with Netlink(socket.NETLINK_ROUTE) as netlink:
@@ -150,4 +150,4 @@ def _new_namespace(address: IPv4Address) -> NetworkNamespace:
         header = struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, _LOOPBACK_INDEX)
         local = attribute(_IFA_LOCAL, address.packed)
         netlink.request(_RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, header + local)
-    return NetworkNamespace.open("/proc/thread-self/ns/net")
+    return Netns.open("/proc/thread-self/ns/net")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from pathlib import Path
 
-from nodeagent.cluster.kubernetes import KubernetesPods
+from nodeagent.cluster.cluster_pods import ClusterPods
 from nodeagent.cluster.source import NamespaceSeen, PodEvent, PodGone, PodSeen, Synced
 from nodeagent.mesh.pod import Namespace, PodUID
 from tests.cluster.control_plane import ControlPlane
@@ -118,7 +118,7 @@ async def test_asking_directly(
     made = control_plane.admin.make_pod(namespace, "a", node=node_name, addresses=["10.1.0.2"])
     control_plane.admin.make_pod(namespace, "elsewhere", node="another-node")
     async with connected(control_plane.kubeconfig(tmp_path / "config")) as api:
-        source = KubernetesPods(api, node_name)
+        source = ClusterPods(api, node_name)
         pod = await source.pod(namespace, "a")
         assert pod
         assert pod.uid == made["metadata"]["uid"]
@@ -160,7 +160,7 @@ async def test_pod_that_was_asked_for_only(
     """L9: the end of a pod that was only ever asked for is told, though no list had the pod."""
     uid = control_plane.admin.make_pod(namespace, "a", node=node_name)["metadata"]["uid"]
     async with connected(control_plane.kubeconfig(tmp_path / "config")) as api:
-        source = KubernetesPods(api, node_name)
+        source = ClusterPods(api, node_name)
         assert await source.pod(namespace, "a")
         control_plane.admin.delete(f"/api/v1/namespaces/{namespace}/pods/a", grace=0)
         async with contextlib.aclosing(source.events()) as events:

@@ -31,11 +31,11 @@ class NetnsId:
         return f"net:[{self.inode}]"
 
 
-class NotANetworkNamespaceError(OSError):
+class NotANetnsError(OSError):
     """The file opens, but it is no network namespace."""
 
 
-class NetworkNamespace:
+class Netns:
     """Owns one descriptor of a network namespace until `close`.
 
     Borrowers use `fd` while the owner is alive and never close it.
@@ -47,12 +47,12 @@ class NetworkNamespace:
         """Take over `fd`; closed here if it turns out to be something else."""
         try:
             if kernel.namespace_type(fd) != kernel.CLONE_NEWNET:
-                raise NotANetworkNamespaceError("a namespace, but not a network namespace")
+                raise NotANetnsError("a namespace, but not a network namespace")
         except OSError as error:
             os.close(fd)
-            if isinstance(error, NotANetworkNamespaceError):
+            if isinstance(error, NotANetnsError):
                 raise
-            raise NotANetworkNamespaceError("not a network namespace") from error
+            raise NotANetnsError("not a network namespace") from error
         self._fd = fd
         self.id = NetnsId.of_fd(fd)
 
@@ -60,7 +60,7 @@ class NetworkNamespace:
     def open(cls, path: str) -> Self:
         """Open the namespace at `path`.
 
-        Raises ``NotANetworkNamespaceError`` for any other file, ``OSError``
+        Raises ``NotANetnsError`` for any other file, ``OSError``
         where it cannot be opened. A FIFO or device in that place is not waited
         for: the path may come from a tenant.
         """
@@ -101,7 +101,7 @@ class NetworkNamespace:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<NetworkNamespace {self.id}{' closed' if self.closed else ''}>"
+        return f"<Netns {self.id}{' closed' if self.closed else ''}>"
 
 
 def _opened(path: str) -> int:

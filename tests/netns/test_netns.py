@@ -8,10 +8,10 @@ import pytest
 
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import NETNS_PATH, Pod, PodUID
-from nodeagent.netns.annotated import AnnotatedNamespaces
-from nodeagent.netns.namespace import NetnsId, NetworkNamespace, NotANetworkNamespaceError
-from nodeagent.netns.threads import NamespaceThreads
-from nodeagent.netns.verify import Verifier, host_namespaces
+from nodeagent.netns.annotated import AnnotatedNetnsFinder
+from nodeagent.netns.netns import Netns, NetnsId, NotANetnsError
+from nodeagent.netns.threads import NetnsThreads
+from nodeagent.netns.verify import Verifier, host_netns_ids
 from tests.descriptors import open_descriptors
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod as LabPod
@@ -27,8 +27,8 @@ def a_pod(lab_pod: LabPod, *addresses: IPv4Address | IPv6Address) -> Pod:
     )
 
 
-def finder(threads: NamespaceThreads, *hosts: NetnsId) -> AnnotatedNamespaces:
-    return AnnotatedNamespaces(Verifier(threads, hosts))
+def finder(threads: NetnsThreads, *hosts: NetnsId) -> AnnotatedNetnsFinder:
+    return AnnotatedNetnsFinder(Verifier(threads, hosts))
 
 
 def test_identity_does_not_depend_on_the_path(lab: Lab) -> None:
@@ -37,9 +37,9 @@ def test_identity_does_not_depend_on_the_path(lab: Lab) -> None:
     link = Path(one.path + ".link")
     link.symlink_to(one.path)
     with (
-        NetworkNamespace.open(one.path) as first,
-        NetworkNamespace.open(str(link)) as again,
-        NetworkNamespace.open(two.path) as other,
+        Netns.open(one.path) as first,
+        Netns.open(str(link)) as again,
+        Netns.open(two.path) as other,
     ):
         assert first.id == again.id != other.id
     link.unlink()
@@ -51,23 +51,23 @@ def test_what_is_no_network_namespace(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     before = open_descriptors()
     for path in (str(fifo), "/proc/self/comm", "/dev/null", "/proc/self/ns/uts", str(tmp_path)):
-        with pytest.raises(NotANetworkNamespaceError):
-            NetworkNamespace.open(path)
+        with pytest.raises(NotANetnsError):
+            Netns.open(path)
     with pytest.raises(FileNotFoundError):
-        NetworkNamespace.open(str(tmp_path / "none"))
+        Netns.open(str(tmp_path / "none"))
     assert open_descriptors() == before
 
 
 def test_closed_namespace_is_not_lent() -> None:
     """A descriptor is closed once, and not lent afterwards: its number is another's by then."""
-    namespace = NetworkNamespace.current()
+    namespace = Netns.current()
     namespace.close()
     namespace.close()
     with pytest.raises(ValueError, match="closed"):
         assert namespace.fd
 
 
-async def test_either_address_will_do(lab: Lab, threads: NamespaceThreads) -> None:
+async def test_either_address_will_do(lab: Lab, threads: NetnsThreads) -> None:
     """The pod's namespace is found by its IPv4 or its IPv6 address, among others that it lacks."""
     pod = lab.add_pod("web")
     assert pod.v6
@@ -76,7 +76,7 @@ async def test_either_address_will_do(lab: Lab, threads: NamespaceThreads) -> No
         found.close()
 
 
-async def test_another_pods_namespace(lab: Lab, threads: NamespaceThreads) -> None:
+async def test_another_pods_namespace(lab: Lab, threads: NetnsThreads) -> None:
     """A namespace with none of the pod's addresses is refused for now, and let go."""
     pod, other = lab.add_pod("web"), lab.add_pod("other")
     before = open_descriptors()
@@ -85,24 +85,24 @@ async def test_another_pods_namespace(lab: Lab, threads: NamespaceThreads) -> No
     assert open_descriptors() == before
 
 
-async def test_address_that_every_namespace_has(lab: Lab, threads: NamespaceThreads) -> None:
+async def test_address_that_every_namespace_has(lab: Lab, threads: NetnsThreads) -> None:
     """A loopback address in a pod's status proves nothing."""
     pod = lab.add_pod("web")
     with pytest.raises(RetryError, match="holds none"):
         await finder(threads).find(a_pod(pod, IPv4Address("127.0.0.1"), IPv6Address("::1")), None)
 
 
-async def test_the_hosts_namespace(lab: Lab, threads: NamespaceThreads) -> None:
+async def test_the_hosts_namespace(lab: Lab, threads: NetnsThreads) -> None:
     """The host's namespace is refused for good, even where it holds the pod's address."""
     pod = lab.add_pod("web")
-    with NetworkNamespace.open(pod.path) as namespace, pytest.raises(GiveUpError, match="host"):
+    with Netns.open(pod.path) as namespace, pytest.raises(GiveUpError, match="host"):
         await finder(threads, namespace.id).find(a_pod(pod, pod.v4), None)
-    own = host_namespaces(None)
+    own = host_netns_ids(None)
     assert NetnsId.of_path("/proc/self/ns/net") in own
-    assert NetnsId.of_path(pod.path) in host_namespaces(pod.path)
+    assert NetnsId.of_path(pod.path) in host_netns_ids(pod.path)
 
 
-async def test_pod_that_names_none(lab: Lab, threads: NamespaceThreads) -> None:
+async def test_pod_that_names_none(lab: Lab, threads: NetnsThreads) -> None:
     """A missing annotation is named, and a missing file is tried again."""
     pod = a_pod(lab.add_pod("web"))
     with pytest.raises(GiveUpError, match=NETNS_PATH):

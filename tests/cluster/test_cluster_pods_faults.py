@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodeagent.cluster import api, listwatch
-from nodeagent.cluster.kubernetes import KubernetesPods
+from nodeagent.cluster.cluster_pods import ClusterPods
 from nodeagent.cluster.source import PodEvent, PodGone, PodSeen
 from nodeagent.mesh.pod import PodUID
 from tests.cluster.control_plane import ControlPlane
@@ -379,7 +379,7 @@ async def test_answer_that_the_watch_has_overtaken(cluster: Cluster, end: str) -
     cluster.make("first")
     told = Told()
     async with connected(cluster.config) as api:
-        source = KubernetesPods(api, cluster.node)
+        source = ClusterPods(api, cluster.node)
         async with contextlib.aclosing(source.events()) as events, asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(told.listen(events), name="listening")
             await told.has("first")
@@ -407,7 +407,7 @@ async def test_answer_that_a_list_does_not_have_yet(cluster: Cluster) -> None:
     cluster.make("first")
     told = Told()
     async with connected(cluster.config) as api:
-        source = KubernetesPods(api, cluster.node)
+        source = ClusterPods(api, cluster.node)
         late = cluster.proxy.keep_answer(match=LIST_OF_PODS)
         async with contextlib.aclosing(source.events()) as events, asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(told.listen(events), name="listening")
@@ -428,7 +428,7 @@ async def test_namespace_that_the_watch_has_overtaken(cluster: Cluster) -> None:
     """The labels of a namespace that was asked for are never older than those that were told."""
     told = Told()
     async with connected(cluster.config) as api:
-        source = KubernetesPods(api, cluster.node)
+        source = ClusterPods(api, cluster.node)
         async with contextlib.aclosing(source.events()) as events, asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(told.listen(events), name="listening")
             await eventually(lambda: cluster.proxy.watched("GET /api/v1/namespaces.*watch="))

@@ -29,7 +29,7 @@ _AHEAD = 256
 """Events that may wait for whoever listens; beyond it, the API server's buffers fill."""
 
 
-class KubernetesPods:
+class ClusterPods:
     """Follows the pods of one node, and every namespace; see `source.PodSource`."""
 
     def __init__(
