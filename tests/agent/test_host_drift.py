@@ -98,8 +98,7 @@ async def test_what_was_taken_out_is_put_back(
     await until_probed(*pods)
     assert mended(node) == 0, "nobody has changed anything"
     run(damage)
-    # What the kernel does not tell of is looked for, the more rarely the longer a look takes.
-    await eventually(lambda: mended(node) >= 1, 4 * PATIENCE)
+    await eventually(lambda: mended(node) >= 1)
     await until_probed(*pods)
     if backend == "nftables":
         assert all(str(address) in host_rules() for pod in pods for address in pod.addresses)
