@@ -8,8 +8,12 @@ import logging
 import sys
 from typing import Literal
 
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from nodeagent.lean_imports import absent
+
+# Where rich is installed, structlog loads it: 3 MiB, for tracebacks that are printed plainly here.
+with absent("rich"):
+    import structlog
+    from structlog.typing import EventDict, Processor, WrappedLogger
 
 Format = Literal["auto", "console", "json"]
 

@@ -1,12 +1,15 @@
-"""A package whose own code waits until it is asked for."""
+"""Packages that wait, packages that seem not to be there, and certificates that are not read."""
 
+import os
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import certifi
 import pytest
 
-from nodeagent.lazy_package import postpone
+from nodeagent.lean_imports import absent, no_certificate_authorities, postpone
 
 
 @pytest.fixture
@@ -68,3 +71,37 @@ def test_the_import_of_a_package_that_is_not_installed_says_so() -> None:
 
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         __import__("no_such_package.part")
+
+
+def test_a_package_is_not_there_for_as_long_as_the_block_lasts(library: str) -> None:
+    with absent(library), pytest.raises(ModuleNotFoundError, match=library):
+        __import__(f"{library}.part")
+
+    assert __import__(library).LOADED
+
+
+def test_a_package_that_is_loaded_is_there_in_the_block_too(library: str) -> None:
+    package = __import__(library)
+
+    with absent(library):
+        assert __import__(library) is package
+
+    assert sys.modules[library] is package
+
+
+def _authorities() -> int:
+    return ssl.create_default_context().cert_store_stats()["x509"]
+
+
+def test_the_machine_has_no_certificate_authorities_in_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+
+    with no_certificate_authorities():
+        assert _authorities() == 0
+
+    assert _authorities() > 0
+    assert os.environ["SSL_CERT_FILE"] == certifi.where()
+    assert "SSL_CERT_DIR" not in os.environ
