@@ -19,8 +19,8 @@ from nodeagent.cluster.source import (
     Synced,
 )
 from nodeagent.config import Settings, require_manifests
+from nodeagent.mesh.dependencies import Dependencies
 from nodeagent.mesh.eligibility import Policy
-from nodeagent.mesh.enrollment import Parts
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
@@ -96,17 +96,17 @@ async def assembled(
         else:
             origin = await stack.enter_async_context(from_cluster(settings, api, verifier))
         book = Book(
-            lambda uid: reconciler.look_at(uid),  # noqa: PLW0108 - made below
+            lambda uid: reconciler.on_answer(uid),  # noqa: PLW0108 - made below
             lambda: reconciler.table.kept(),  # noqa: PLW0108 - likewise
         )
         redirector = PodRedirector(
             threads,
             Intent.from_settings(settings),
             Backends.choose(variant),
-            lambda uid: reconciler.stirred(uid),  # noqa: PLW0108 - made below
+            lambda uid: reconciler.on_drift(uid),  # noqa: PLW0108 - made below
         )
-        parts = Parts(
-            namespaces=origin.namespaces,
+        dependencies = Dependencies(
+            netns_finder=origin.netns_finder,
             redirector=redirector,
             ztunnels=book,
             probes=probes,
@@ -114,7 +114,9 @@ async def assembled(
             removal_grace=settings.removal_grace,
         )
         policy = _policy(settings)
-        reconciler = Reconciler(policy, parts, tasks, verify_interval=settings.verify_interval)
+        reconciler = Reconciler(
+            policy, dependencies, tasks, verify_interval=settings.verify_interval
+        )
         yield Assembly(
             threads=threads,
             probes=probes,

@@ -13,8 +13,8 @@ from nodeagent.cluster.manifest_folder import ManifestFolder
 from nodeagent.cluster.projection import ProjectionError
 from nodeagent.cluster.source import PodSource
 from nodeagent.config import Settings
+from nodeagent.mesh.dependencies import NetnsFinder, Reporter
 from nodeagent.mesh.eligibility import deciding_labels
-from nodeagent.mesh.enrollment import NetnsFinder, Reporter
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Namespace, Pod
 from nodeagent.netns.annotated import AnnotatedNetnsFinder
@@ -30,7 +30,7 @@ class Origin:
     """What differs between the two."""
 
     source: PodSource
-    namespaces: NetnsFinder[Netns]
+    netns_finder: NetnsFinder[Netns]
     reporter: Reporter
     pod: Callable[[str, str], Awaitable[Pod | None]] | None = None
     """Asks for a pod, by namespace and name, of which the source may not have told yet."""
@@ -44,7 +44,7 @@ def from_folder(folder: str, verifier: Verifier) -> Origin:
     """Pods from a folder of manifests, which name their namespaces themselves."""
     return Origin(
         source=ManifestFolder(folder),
-        namespaces=AnnotatedNetnsFinder(verifier),
+        netns_finder=AnnotatedNetnsFinder(verifier),
         reporter=LogReporter(),
     )
 
@@ -61,10 +61,10 @@ async def from_cluster(
     status = ClusterReporter(api, settings.node_name)
     async with opened_finder(
         verifier, endpoint=settings.container_runtime_endpoint, prefix=settings.host_prefix
-    ) as namespaces:
+    ) as netns_finder:
         yield Origin(
             source=pods,
-            namespaces=namespaces,
+            netns_finder=netns_finder,
             reporter=status,
             pod=_retried(pods.pod),
             namespace=_retried(pods.namespace),

@@ -156,7 +156,7 @@ async def _serve(
         missing.remove(_LISTS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_LOOK_TIMEOUT):
-                await node.reconciler.looked_at_all()
+                await node.reconciler.until_all_attempted()
         await _prune(probes, table)
         missing.remove(_LOOKS)
         ready.set_result(node.reconciler)

@@ -35,7 +35,7 @@ class _Patch:
 class ClusterReporter:
     """Keeps the annotation of each pod true, and says what people must know as events.
 
-    See `mesh.enrollment.Reporter`. The same goes to the log. While the API server is away,
+    See `mesh.dependencies.Reporter`. The same goes to the log. While the API server is away,
     the latest state of each pod is kept.
     """
 

@@ -9,7 +9,7 @@ log = structlog.get_logger()
 
 
 class LogReporter:
-    """Writes every change of a pod's redirection to the log; see `mesh.enrollment.Reporter`."""
+    """Writes every change of a pod's redirection to the log; see `mesh.dependencies.Reporter`."""
 
     def report(self, pod: Pod, redirection: Redirection | None) -> None:
         """Log the pod's redirection as it is now."""

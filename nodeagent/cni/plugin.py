@@ -52,7 +52,7 @@ class Plugin(Generic[N]):
         *,
         inspect: Callable[[N, Pod], Awaitable[tuple[str, ...]]],
     ) -> None:
-        """`inspect`: as `mesh.enrollment.Redirector`."""
+        """`inspect`: as `mesh.dependencies.Redirector`."""
         self._admission = admission
         self._attachments = Attachments()
         self._release = Release(table, self._attachments, admission.identify)

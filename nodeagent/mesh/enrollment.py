@@ -7,15 +7,14 @@ anywhere, even by SIGKILL, is simply made again.
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Generic, Protocol
 
 import structlog
 
+from nodeagent.mesh.dependencies import Dependencies, Inspection
 from nodeagent.mesh.eligibility import RELEASED, Wanted
-from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
-from nodeagent.mesh.pod import SIDECAR_STATUS, Pod, PodUID
-from nodeagent.mesh.workload import N, N_contra, Redirection, State, Watch, Workload
+from nodeagent.mesh.errors import GiveUpError, RefusedError, RetryError, TransientError
+from nodeagent.mesh.pod import SIDECAR_STATUS, Pod
+from nodeagent.mesh.workload import N, Redirection, State, Workload
 
 log = structlog.get_logger()
 
@@ -31,10 +30,6 @@ HEARD = 2.0
 """Seconds that the control plane and the peers' ztunnels have to hear of an annotation."""
 
 
-class RefusedError(RetryError):
-    """ztunnel answered with an error; it tries again by itself, and so do we."""
-
-
 class NetnsConflictError(RetryError):
     """The network namespace that was found for a pod is held for another one (L39)."""
 
@@ -45,124 +40,7 @@ class NetnsConflictError(RetryError):
         self.holder = holder
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What was found in a pod's namespace; all empty where all is as it should be."""
-
-    differed: tuple[str, ...] = ()
-    """What of the redirection was not as intended, in words. It is by now."""
-    silent: tuple[int, ...] = ()
-    """ztunnel's ports on which nobody listens."""
-    uncleaned: str = ""
-    """Why leftovers of another backend stay, or may; the redirector tries again by itself."""
-
-
-class NetnsFinder(Protocol[N]):
-    """Finds network namespaces."""
-
-    async def find(self, pod: Pod, handed_over: str | None, held: N | None = None) -> N:
-        """Open and verify the pod's namespace; the caller owns it.
-
-        `handed_over` is its path on the host where the CNI plugin has told it; `held`,
-        which was found before and is open, is returned itself if it is the pod's still.
-        Raises ``RetryError`` where it is not there yet, ``GiveUpError`` where it
-        can never be the pod's.
-        """
-
-
-class Redirector(Protocol[N_contra]):
-    """Keeps the rules and routes inside a namespace."""
-
-    async def watch(self, namespace: N_contra, uid: PodUID, /) -> Watch:
-        """Listen for changes in the namespace, on behalf of `uid`; the caller owns it."""
-
-    async def ensure(self, namespace: N_contra, pod: Pod) -> Look:
-        """Make them what `pod` should have, and look who listens."""
-
-    async def stands(self, namespace: N_contra) -> bool:
-        """Whether anything of ours is there, whatever it was made for."""
-
-    async def inspect(self, namespace: N_contra, pod: Pod) -> tuple[str, ...]:
-        """Say what differs from what `pod` should have, and touch nothing."""
-
-    async def release(self, namespace: N_contra, pod: Pod) -> int:
-        """Send nothing new to ztunnel; return how many connections go through it still."""
-
-    async def remove(self, namespace: N_contra, pod: Pod) -> bool:
-        """Take out everything of ours. Returns whether anything stood there."""
-
-
-class Ztunnels(Protocol[N_contra]):
-    """The ztunnels that are connected."""
-
-    async def offer(self, pod: Pod, namespace: N_contra) -> bool:
-        """Hand the pod over. Returns whether a ztunnel has accepted it; False: none is there.
-
-        Raises ``RefusedError`` where ztunnel refuses.
-        """
-
-    def reclaim(self, uid: PodUID) -> None:
-        """Take the pod's namespace back from loan: it is about to be closed.
-
-        ztunnel keeps what it has for the pod.
-        """
-
-    async def withdraw(self, uid: PodUID) -> None:
-        """Tell every ztunnel that was told of the pod; returns when all were."""
-
-
-class Probes(Protocol):
-    """The host's set of addresses whose health probes reach the app directly."""
-
-    async def ensure(self, pod: Pod) -> tuple[str, ...]:
-        """Make the set have the pod's addresses. Returns what differed, in words."""
-
-    async def remove(self, uid: PodUID) -> None:
-        """Take out what is the pod's own; an address may be another pod's by now."""
-
-
-class Reporter(Protocol):
-    """Tells the cluster. Returns at once; delivery is the reporter's own matter."""
-
-    def report(self, pod: Pod, redirection: Redirection | None) -> None:
-        """The pod's redirection is this now; None: it is not redirected."""
-
-    def delivered(self, uid: PodUID) -> bool:
-        """Whether the cluster has taken what was reported of the pod last."""
-
-    def contested(self, pod: Pod, times: int) -> None:
-        """Something else keeps changing the redirection; it was mended so many `times`."""
-
-    def unprotected(self, pod: Pod) -> None:
-        """The pod belongs in the mesh, and was running before it was redirected (L19)."""
-
-    def broken(self, pod: Pod, reason: str) -> None:
-        """The pod is annotated `enabled`, which is not so for some time now (L41)."""
-
-    def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
-        """What was found for `pod` is the network namespace of `holder`; it was refused (L39)."""
-
-    def failed(self, pod: Pod, reason: str) -> None:
-        """The enrollment has failed for good, until something about the pod changes."""
-
-    def forget(self, uid: PodUID) -> None:
-        """The pod is gone: what was not told yet need not be told any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts(Generic[N]):
-    """What the heart asks of the rest of the agent."""
-
-    namespaces: NetnsFinder[N]
-    redirector: Redirector[N]
-    ztunnels: Ztunnels[N]
-    probes: Probes
-    reporter: Reporter
-    removal_grace: float = 0.0
-    """Seconds for which a running pod that leaves keeps what goes through ztunnel (L28)."""
-
-
-async def reconcile(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+async def reconcile(row: Workload[N], parts: Dependencies[N], rows: Iterable[Workload[N]]) -> None:
     """Bring what stands on the node to what is wanted for the pod now.
 
     `rows` are all pods of the node: a network namespace is only ever one pod's.
@@ -181,7 +59,7 @@ async def reconcile(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N
         row.be(State.WAITING, row.decision.reason)
 
 
-async def _enroll(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+async def _enroll(row: Workload[N], parts: Dependencies[N], rows: Iterable[Workload[N]]) -> None:
     pod = row.pod
     if row.sandbox_ended is not None and await _between_sandboxes(row, parts):
         return
@@ -213,7 +91,7 @@ async def _enroll(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]
         row.be(State.ENROLLED, row.decision.reason)
 
 
-async def _between_sandboxes(row: Workload[N], parts: Parts[N]) -> bool:
+async def _between_sandboxes(row: Workload[N], parts: Dependencies[N]) -> bool:
     """Whether the pod's sandbox is being taken down, and a look would find that one only."""
     pod, now = row.pod, asyncio.get_running_loop().time()
     assert row.sandbox_ended is not None  # noqa: S101 - tells mypy what the caller has checked
@@ -228,7 +106,9 @@ async def _between_sandboxes(row: Workload[N], parts: Parts[N]) -> bool:
     return True
 
 
-async def _hold(row: Workload[N], pod: Pod, parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+async def _hold(
+    row: Workload[N], pod: Pod, parts: Dependencies[N], rows: Iterable[Workload[N]]
+) -> None:
     found = await _find(row, pod, parts, rows)
     if row.namespace is None or row.namespace is found:
         row.namespace = found
@@ -243,9 +123,11 @@ async def _hold(row: Workload[N], pod: Pod, parts: Parts[N], rows: Iterable[Work
         row.namespace = found
 
 
-async def _find(row: Workload[N], pod: Pod, parts: Parts[N], rows: Iterable[Workload[N]]) -> N:
+async def _find(
+    row: Workload[N], pod: Pod, parts: Dependencies[N], rows: Iterable[Workload[N]]
+) -> N:
     """Find the pod's namespace; the caller owns it. Raises also ``NetnsConflictError``."""
-    found = await parts.namespaces.find(pod, _handed_over(row), row.namespace)
+    found = await parts.netns_finder.find(pod, _handed_over(row), row.namespace)
     if found is not row.namespace:
         try:
             _check_unclaimed(row, found, rows)
@@ -270,14 +152,14 @@ def _handed_over(row: Workload[N]) -> str | None:
     return row.sandbox.netns if row.sandbox else None
 
 
-async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -> Look:
+async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Dependencies[N]) -> Inspection:
     if row.watch is None:
         row.watch = await parts.redirector.watch(namespace, row.uid)
     row.watch.arm()  # before the look: what changes during it is heard
     row.leaving_since = None
     # An upgrade may change rules that stand: such a pod was never without.
     slipped_by = row.slipped_by and row.sandbox is None
-    slipped_by = slipped_by and not await parts.redirector.stands(namespace)
+    slipped_by = slipped_by and not await parts.redirector.is_installed(namespace)
     look = await parts.redirector.ensure(namespace, pod)
     row.slipped_by = False
     if look.uncleaned and look.uncleaned != row.uncleaned:
@@ -303,7 +185,7 @@ async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Parts[N]) -
     return look
 
 
-async def _remove(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+async def _remove(row: Workload[N], parts: Dependencies[N], rows: Iterable[Workload[N]]) -> None:
     if row.namespace is None and row.existing:
         if row.reported is not None and not row.pod.addresses:
             row.be(State.WAITING, "has no address yet, by which rules that it had could be found")
@@ -321,7 +203,7 @@ async def _remove(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]
     row.be(State.OUTSIDE, row.decision.reason)
 
 
-async def _goes_on(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
+async def _goes_on(row: Workload[N], namespace: N, parts: Dependencies[N]) -> bool:
     """Whether connections through ztunnel are open, and may be for some time yet.
 
     At an uninstall also until peers had the time to hear that the pod leaves: what they
@@ -343,7 +225,7 @@ async def _goes_on(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
     return True
 
 
-async def _free(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
+async def _free(row: Workload[N], namespace: N, parts: Dependencies[N]) -> bool:
     """Take the redirection out. Returns False where open connections are waited for first.
 
     Where nothing says that the pod was ever in the mesh, a look that fails is not an error
@@ -364,7 +246,7 @@ async def _free(row: Workload[N], namespace: N, parts: Parts[N]) -> bool:
     return True
 
 
-async def _survey(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]) -> None:
+async def _survey(row: Workload[N], parts: Dependencies[N], rows: Iterable[Workload[N]]) -> None:
     """Find a namespace in which a former agent may have left rules.
 
     Never that of a pod with a sidecar: it was in no mesh of ours since it was made (L30).
@@ -383,13 +265,13 @@ async def _survey(row: Workload[N], parts: Parts[N], rows: Iterable[Workload[N]]
             raise
 
 
-async def _release(row: Workload[N], parts: Parts[N]) -> None:
+async def _release(row: Workload[N], parts: Dependencies[N]) -> None:
     await parts.probes.remove(row.uid)
     await parts.ztunnels.withdraw(row.uid)
     row.let_go()
 
 
-def _annotate(row: Workload[N], parts: Parts[N]) -> None:
+def _annotate(row: Workload[N], parts: Dependencies[N]) -> None:
     """Say that the pod is redirected, and whether a ztunnel has ever accepted it.
 
     To a pod that is not `enabled` peers send plain text. So there is no way back from it
@@ -399,7 +281,7 @@ def _annotate(row: Workload[N], parts: Parts[N]) -> None:
     _report(row, Redirection.ENABLED if enabled else Redirection.PENDING, parts)
 
 
-def _report(row: Workload[N], redirection: Redirection | None, parts: Parts[N]) -> None:
+def _report(row: Workload[N], redirection: Redirection | None, parts: Dependencies[N]) -> None:
     if row.reported is not redirection:
         parts.reporter.report(row.pod, redirection)
         row.reported = redirection

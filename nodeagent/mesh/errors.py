@@ -9,5 +9,9 @@ class TransientError(RetryError):
     """It belongs to a pod's ordinary life and passes by itself: a warning only if it lasts."""
 
 
+class RefusedError(RetryError):
+    """ztunnel answered with an error. ztunnel tries again by itself, and so does the agent."""
+
+
 class GiveUpError(Exception):
     """Trying again cannot mend it: the pod rests until something about it changes."""

@@ -9,8 +9,9 @@ from typing import Generic
 import structlog
 
 from nodeagent.mesh.backoff import Backoff
+from nodeagent.mesh.dependencies import Dependencies
 from nodeagent.mesh.eligibility import Policy
-from nodeagent.mesh.enrollment import TEAR_DOWN, NetnsConflictError, Parts, reconcile
+from nodeagent.mesh.enrollment import TEAR_DOWN, NetnsConflictError, reconcile
 from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.mesh.table import Table
@@ -38,19 +39,19 @@ class Reconciler(Generic[N]):
     def __init__(
         self,
         policy: Policy,
-        parts: Parts[N],
+        dependencies: Dependencies[N],
         workers: asyncio.TaskGroup,
         *,
         verify_interval: float,
     ) -> None:
         """`verify_interval`: seconds after which an enrolled pod is compared with intent (L1)."""
         self.table = Table[N](policy, self.wake)
-        self._parts = parts
+        self._dependencies = dependencies
         self._workers = workers
         self._verify_interval = verify_interval
         self._running: set[PodUID] = set()
 
-    async def looked_at_all(self) -> None:
+    async def until_all_attempted(self) -> None:
         """Wait until every pod that is in the table now had its first attempt."""
         for row in self.table:
             await row.until(lambda row: row.attempts > 0)
@@ -68,8 +69,8 @@ class Reconciler(Generic[N]):
                     await row.until(_is_out)
         remain = [row for row in self.table if not _is_out(row)]
         for row in remain:
-            if not self._parts.reporter.delivered(row.uid):
-                self._parts.reporter.report(row.pod, Redirection.ENABLED)
+            if not self._dependencies.reporter.delivered(row.uid):
+                self._dependencies.reporter.report(row.pod, Redirection.ENABLED)
         return remain
 
     def wake(self, row: Workload[N]) -> None:
@@ -79,12 +80,12 @@ class Reconciler(Generic[N]):
             self._running.add(row.uid)
             self._workers.create_task(self._work(row), name=f"pod {row.pod} {row.uid}")
 
-    def look_at(self, uid: PodUID) -> None:
+    def on_answer(self, uid: PodUID) -> None:
         """News of the pod from elsewhere: ztunnel has answered."""
         if (row := self.table.get(uid)) is not None:
             self.wake(row)
 
-    def stirred(self, uid: PodUID) -> None:
+    def on_drift(self, uid: PodUID) -> None:
         """Something was changed in the pod's namespace: look soon, and not too often.
 
         At once after a quiet time. Where it goes on and on, two components would
@@ -99,7 +100,7 @@ class Reconciler(Generic[N]):
             row.stirred.reset()
             self.wake(row)
         else:
-            loop.call_later(row.stirred.delay(), self.look_at, uid)
+            loop.call_later(row.stirred.delay(), self.on_answer, uid)
 
     async def _work(self, row: Workload[N]) -> None:
         backoff = Backoff()
@@ -125,10 +126,10 @@ class Reconciler(Generic[N]):
     async def _attempt(self, row: Workload[N], backoff: Backoff) -> float | None:
         """Return the seconds until the next look, or None: nothing to do until woken."""
         try:
-            await reconcile(row, self._parts, self.table)
+            await reconcile(row, self._dependencies, self.table)
         except NetnsConflictError as error:
             if row.be(State.RETRYING, str(error)):
-                self._parts.reporter.netns_conflict(row.pod, error.netns, error.holder)
+                self._dependencies.reporter.netns_conflict(row.pod, error.netns, error.holder)
             return backoff.delay()
         except RetryError as error:
             self._retry(row, error)
@@ -136,7 +137,7 @@ class Reconciler(Generic[N]):
         except GiveUpError as error:
             if row.be(State.FAILED, str(error)):
                 log.error("enrollment failed", pod=str(row.pod), uid=row.uid, reason=str(error))  # noqa: TRY400 - the reason is the message
-                self._parts.reporter.failed(row.pod, str(error))
+                self._dependencies.reporter.failed(row.pod, str(error))
             return None
         except Exception as error:
             # A fault of ours in one pod's work must not end the others'.
@@ -181,7 +182,7 @@ class Reconciler(Generic[N]):
             row.broken_since = now
         if not row.told_broken and now - row.broken_since >= TOLD_AFTER:
             row.told_broken = True
-            self._parts.reporter.broken(row.pod, row.detail)
+            self._dependencies.reporter.broken(row.pod, row.detail)
 
 
 def _is_out(row: Workload[N]) -> bool:

@@ -22,7 +22,7 @@ class AnnotatedNetnsFinder:
         handed_over: str | None,
         held: Netns | None = None,  # noqa: ARG002 - to look anew costs little
     ) -> Netns:
-        """Open and verify; see `nodeagent.mesh.enrollment.NetnsFinder`."""
+        """Open and verify; see `nodeagent.mesh.dependencies.NetnsFinder`."""
         path = handed_over or pod.annotations.get(NETNS_PATH)
         if path is None:
             raise GiveUpError(f"annotation {NETNS_PATH} is missing: it names the network namespace")

@@ -52,7 +52,7 @@ class NodeNetnsFinder:
         self._remembered: OrderedDict[str, _Found] = OrderedDict()
 
     async def find(self, pod: Pod, handed_over: str | None, held: Netns | None = None) -> Netns:
-        """Open and verify; see `nodeagent.mesh.enrollment.NetnsFinder`.
+        """Open and verify; see `nodeagent.mesh.dependencies.NetnsFinder`.
 
         A namespace that is not the pod's is passed over: one of another pod, through
         which a process of this one goes (L10), or one that is gone by now. What each

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from nodeagent.mesh.backoff import Backoff
-from nodeagent.mesh.enrollment import Look
+from nodeagent.mesh.dependencies import Inspection
 from nodeagent.mesh.errors import RetryError, TransientError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netfilter.errors import LoopbackDownError, RedirectError
@@ -29,7 +29,7 @@ _SWEEP_FIRST, _SWEEP_LONGEST = 1.0, 600.0
 
 
 class PodRedirector:
-    """Does the work of `redirect.in_pod` inside pods; see `mesh.enrollment.Redirector`."""
+    """Does the work of `redirect.in_pod` inside pods; see `mesh.dependencies.Redirector`."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class PodRedirector:
             raise RetryError(f"cannot watch the rules: {error.strerror}") from error
         return DriftWatch(sockets, partial(self._changed, uid))
 
-    async def ensure(self, namespace: Netns, pod: Pod) -> Look:
+    async def ensure(self, namespace: Netns, pod: Pod) -> Inspection:
         """Make rules and routes what `pod` should have, and look who listens."""
         spec, warnings = self._intent.of(pod)
         for warning in warnings:
@@ -92,7 +92,7 @@ class PodRedirector:
                 self._unswept.pop(namespace, None)
         return replace(look, uncleaned=unswept.reason if unswept else "")
 
-    async def stands(self, namespace: Netns) -> bool:
+    async def is_installed(self, namespace: Netns) -> bool:
         """Whether anything of ours is there, whatever it was made for.
 
         Where that cannot be told, something may be: nobody is told of a pod without.
@@ -154,7 +154,7 @@ class _Unswept:
 
 def _ensure(
     spec: PodRedirect, backends: Backends, known: _Right | None, *, sweeping: bool
-) -> tuple[Look, _Right | None, Swept | None]:
+) -> tuple[Inspection, _Right | None, Swept | None]:
     fingerprint = backends.fingerprint()  # before the look: what changes during it is seen
     right = None if fingerprint is None else (spec, fingerprint)
     unchanged = right is not None and right == known
@@ -164,7 +164,7 @@ def _ensure(
     if not unchanged and (swept is None or swept.left or swept.unseen):
         right = None  # what another backend has is looked at again
     differed += swept.removed if swept else ()
-    look = Look(differed=differed, silent=silent_ports(spec))
+    look = Inspection(differed=differed, silent=silent_ports(spec))
     return look, right, swept  # with what was mended the fingerprint is another
 
 

@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from nodeagent.mesh.enrollment import RefusedError
-from nodeagent.mesh.errors import GiveUpError
+from nodeagent.mesh.errors import GiveUpError, RefusedError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netns.netns import Netns
 from nodeagent.zds import codec
@@ -47,7 +46,7 @@ class Book:
         self._serial = 0
 
     async def offer(self, pod: Pod, namespace: Netns) -> bool:
-        """Hand `pod` over; see `nodeagent.mesh.enrollment.Ztunnels`."""
+        """Hand `pod` over; see `nodeagent.mesh.dependencies.Ztunnels`."""
         try:
             packet = codec.add_workload(pod)
         except codec.PacketTooLargeError as error:
@@ -68,12 +67,12 @@ class Book:
         return offer.answer == ""
 
     def reclaim(self, uid: PodUID) -> None:
-        """Have nothing more sent of the namespace; see `nodeagent.mesh.enrollment.Ztunnels`."""
+        """Have nothing more sent of the namespace; see `nodeagent.mesh.dependencies.Ztunnels`."""
         if (offer := self._offers.pop(uid, None)) is not None:
             offer.answered.set()
 
     async def withdraw(self, uid: PodUID) -> None:
-        """Have every ztunnel let go of `uid`; see `nodeagent.mesh.enrollment.Ztunnels`."""
+        """Have every ztunnel let go of `uid`; see `nodeagent.mesh.dependencies.Ztunnels`."""
         self.reclaim(uid)
         told = [session.forget(uid) for session in self._sessions if session.knows(uid)]
         if told:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.mesh.enrollment import Look
+from nodeagent.mesh.dependencies import Inspection
 from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Namespace, Pod, PodUID
 from nodeagent.mesh.workload import State
 from tests.cni.container_runtime import (
@@ -267,7 +267,7 @@ async def test_ztunnel_that_comes_back_in_time(tmp_path: Path) -> None:
         adding = asyncio.create_task(runtime.add())
         await runtime.on.until_state("1", State.PENDING)
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.look_at(PodUID("1"))
+        runtime.on.reconciler.on_answer(PodUID("1"))
         assert (await adding).success
 
 
@@ -291,7 +291,7 @@ async def test_acceptance_of_another_sandbox_is_not_enough(tmp_path: Path) -> No
         await runtime.on.until_state("1", State.PENDING)
         assert not adding.done()
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.look_at(PodUID("1"))
+        runtime.on.reconciler.on_answer(PodUID("1"))
         assert (await adding).success
         assert runtime.on.node.ztunnel == {"1": 2}
 
@@ -308,7 +308,7 @@ async def test_acceptance_from_before_the_rules_went_is_not_enough(
         writing, may_write = asyncio.Event(), asyncio.Event()
         ensure = runtime.on.node.ensure
 
-        async def slowly(namespace: Held, pod: Pod) -> Look:
+        async def slowly(namespace: Held, pod: Pod) -> Inspection:
             writing.set()
             await may_write.wait()
             return await ensure(namespace, pod)
@@ -417,7 +417,7 @@ async def test_add_that_was_cancelled_and_came_again(tmp_path: Path) -> None:
         await until_handed_over(runtime, "c2")
         assert (await runtime.delete(container="c1", netns=1)).success
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.look_at(PodUID("1"))
+        runtime.on.reconciler.on_answer(PodUID("1"))
         assert (await second).success
         assert runtime.on.node.ztunnel == {"1": 2}
         assert [held.id for held in runtime.on.node.open] == [2]

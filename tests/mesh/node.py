@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from nodeagent.mesh.dependencies import Dependencies, Inspection, Ztunnels
 from nodeagent.mesh.eligibility import Policy, Wanted
-from nodeagent.mesh.enrollment import Look, Parts, RefusedError, Ztunnels
-from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.errors import RefusedError, RetryError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
@@ -138,16 +138,16 @@ class Node:
         assert namespace in self.open
         return Watching(self)
 
-    async def ensure(self, namespace: Held, pod: Pod) -> Look:
+    async def ensure(self, namespace: Held, pod: Pod) -> Inspection:
         assert namespace in self.open
         await self._step("ensure", pod.uid)
         stood = namespace.id in self.rules
         right = stood and namespace.id not in self.outdated
         self.rules.add(namespace.id)
         self.outdated.discard(namespace.id)
-        return Look(() if right else ("rules differed",), self.silent)
+        return Inspection(() if right else ("rules differed",), self.silent)
 
-    async def stands(self, namespace: Held) -> bool:
+    async def is_installed(self, namespace: Held) -> bool:
         assert namespace in self.open
         return namespace.id in self.rules
 
@@ -259,8 +259,8 @@ async def bench(
     removal_grace: float = 0,
     ztunnels: Ztunnels[Held] | None = None,
 ) -> AsyncIterator[Bench]:
-    parts = Parts(
-        namespaces=node,
+    dependencies = Dependencies(
+        netns_finder=node,
         redirector=node,
         ztunnels=ztunnels or node,
         probes=Probed(node),
@@ -269,7 +269,9 @@ async def bench(
     )
     with contextlib.suppress(asyncio.CancelledError):
         async with asyncio.TaskGroup() as workers:
-            reconciler = Reconciler(Policy(), parts, workers, verify_interval=verify_interval)
+            reconciler = Reconciler(
+                Policy(), dependencies, workers, verify_interval=verify_interval
+            )
             node.table = reconciler.table
             yield Bench(node, reconciler)
             for task in asyncio.all_tasks() - {asyncio.current_task()}:

@@ -339,11 +339,11 @@ async def test_change_in_the_namespace_is_looked_at() -> None:
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.rules.clear()
-        on.reconciler.stirred(U1)
+        on.reconciler.on_drift(U1)
         assert on.row("1").wake.is_set()
         await eventually(lambda: on.node.rules == {1})
         assert on.row("1").mended == 1
-        on.reconciler.stirred(PodUID("unknown"))
+        on.reconciler.on_drift(PodUID("unknown"))
 
 
 async def test_contested_pod_is_reported_now_and_then() -> None:
@@ -365,7 +365,7 @@ async def test_changes_without_end_are_looked_at_less_often() -> None:
         on.node.steps.clear()
         for _ in range(200):
             on.node.rules.clear()
-            on.reconciler.stirred(U1)
+            on.reconciler.on_drift(U1)
             await asyncio.sleep(0.001)
         assert on.node.did("1").count("ensure") < 20
         await eventually(lambda: on.node.rules == {1})
@@ -813,7 +813,7 @@ async def test_pod_that_slipped_by_is_reported_once() -> None:
         await on.until_state("1", State.ENROLLED)
         assert on.node.did("1").count("unprotected") == 1
         on.node.rules.clear()
-        on.reconciler.look_at(U1)
+        on.reconciler.on_answer(U1)
         await eventually(lambda: on.node.did("1").count("ensure") == 2)
         assert on.node.did("1").count("unprotected") == 1
 
@@ -892,7 +892,7 @@ async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyP
         on.table.sandbox_ended(on.row("1"))
         await on.until_state("1", State.WAITING)
         on.node.namespaces[U1] = 2
-        on.reconciler.look_at(U1)  # an echo of our own patch, say
+        on.reconciler.on_answer(U1)  # an echo of our own patch, say
         await on.until_state("1", State.ENROLLED)
         assert on.node.did("1").count("find") == 2
         assert [held.id for held in on.node.open] == [2]
@@ -943,7 +943,7 @@ async def test_end_of_a_sandbox_is_no_warning() -> None:
         await enrolled(on)
         node.failures["ensure"] = [TransientError("the loopback interface is down")] * 100
         with capture_logs() as logs:
-            on.reconciler.stirred(U1)
+            on.reconciler.on_drift(U1)
             await on.until_state("1", State.RETRYING)
             on.table.sandbox_ended(on.row("1"))
             await on.until_state("1", State.WAITING)

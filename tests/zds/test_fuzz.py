@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from nodeagent.mesh.enrollment import RefusedError
+from nodeagent.mesh.errors import RefusedError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.zds import codec
 from nodeagent.zds import zds_pb2 as pb

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeagent.mesh.enrollment import RefusedError
+from nodeagent.mesh.errors import RefusedError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.netns import Netns
 from tests.eventually import PATIENCE

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nodeagent.mesh.enrollment import RefusedError
-from nodeagent.mesh.errors import GiveUpError
+from nodeagent.mesh.errors import GiveUpError, RefusedError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netns.netns import Netns
 from tests.zds.conftest import Served, a_pod
