@@ -2,12 +2,15 @@
 
 from nodeagent.linux.netlink import Netlink, attributes
 from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.nfnetlink import (
+    HEADER_SIZE,
+    NETLINK_NETFILTER,
+    NFPROTO_UNSPEC,
+    NFT_MSG_GETGEN,
+    header,
+)
 
-NETLINK_NETFILTER = 12
-# linux/netfilter/nf_tables.h and nfnetlink.h
-_GETGEN = 10 << 8 | 16
-_ANY_FAMILY = bytes(4)
-_GENERATION_ID = 1
+_GENERATION_ID = 1  # NFTA_GEN_ID
 
 
 def generation(netlink: Netlink) -> int:
@@ -17,8 +20,8 @@ def generation(netlink: Netlink) -> int:
     `RedirectError`.
     """
     with translated("ask for the generation of the rules"):
-        answer = netlink.get(_GETGEN, _ANY_FAMILY)
-    found = dict(attributes(answer[len(_ANY_FAMILY) :])) if answer else {}
+        answer = netlink.get(NFT_MSG_GETGEN, header(NFPROTO_UNSPEC))
+    found = dict(attributes(answer[HEADER_SIZE:])) if answer else {}
     if _GENERATION_ID not in found:
         raise RedirectError("the kernel does not tell the generation of its rules")
     return int.from_bytes(found[_GENERATION_ID], "big")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from nodeagent.linux import syscalls as kernel
 from nodeagent.netfilter.errors import RedirectError, translated
 from nodeagent.netfilter.iptables_save import Chain
-from nodeagent.redirect.rules import Family, Hook
+from nodeagent.netfilter.rule import Family, Hook
 
 _NAMES = {
     Family.V4: "/proc/thread-self/net/ip_tables_names",

@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from nodeagent.netfilter.errors import RedirectError, translated
-from nodeagent.redirect.rules import Family
+from nodeagent.netfilter.rule import Family
 
 _PROGRAMS = {Family.V4: "iptables", Family.V6: "ip6tables"}
 # Where Debian keeps them, which is not in the path of an ordinary user.

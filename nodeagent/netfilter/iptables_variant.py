@@ -7,8 +7,8 @@ import structlog
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_legacy import legacy_in_use
 from nodeagent.netfilter.iptables_programs import Variant, save
-from nodeagent.redirect.iptables_rules import has_rules_of_others
-from nodeagent.redirect.rules import Family
+from nodeagent.netfilter.iptables_save import statements
+from nodeagent.netfilter.rule import Family
 
 log = structlog.get_logger()
 
@@ -53,6 +53,18 @@ def host_uses_legacy() -> bool:
                 reason=str(error),
             )
     return False
+
+
+def has_rules_of_others(listing: str) -> bool:
+    """Whether a listing has a rule or chain that neither this agent nor Istio's has made.
+
+    A chain counts without rules: kubelet marks its own choice with an empty one.
+    """
+    return any(
+        statement.startswith("-A ") or (statement.startswith(":") and " - [" in statement)
+        for statement in statements(listing)
+        if "ISTIO_" not in statement
+    )
 
 
 def _recall(path: str) -> Variant | None:

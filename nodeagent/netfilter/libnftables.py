@@ -14,8 +14,7 @@ import nftables
 
 from nodeagent.linux import fd_limit as descriptors
 from nodeagent.netfilter.errors import RedirectError, translated
-
-_NETLINK_NETFILTER = 12  # linux/netlink.h
+from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 
 
 class Library:
@@ -56,7 +55,7 @@ class Library:
         try:
             descriptors.leave_table()
             # The library itself ends the process where it can have no socket.
-            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER).close()
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER).close()
         except OSError as error:
             self._answers.put(error)
             return

@@ -9,22 +9,32 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from nodeagent.linux.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, attribute
+from nodeagent.linux.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST
 from nodeagent.netfilter.errors import RedirectError, explain, translated
-from nodeagent.netfilter.nft_state import HEADER, Tables
+from nodeagent.netfilter.nfnetlink import (
+    NETLINK_NETFILTER,
+    NFNL_MSG_BATCH_BEGIN,
+    NFNL_MSG_BATCH_END,
+    NFNL_SUBSYS_NFTABLES,
+    NFPROTO_INET,
+    NFPROTO_UNSPEC,
+    NFT_MSG_DELTABLE,
+    NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWRULE,
+    NFT_MSG_NEWTABLE,
+    header,
+    name_attribute,
+)
+from nodeagent.netfilter.nft_state import Tables
 
 # linux/netlink.h
-_NETLINK_NETFILTER = 12
 _NLM_F_APPEND = 0x800
 _SOL_NETLINK = 270
 _NETLINK_NO_ENOBUFS = 5
 
-_NFNL_SUBSYS_NFTABLES = 10
-_BEGIN, _END = 16, 17
-_BATCH_HEADER = struct.pack("=BBH", 0, 0, socket.htons(_NFNL_SUBSYS_NFTABLES))
-# linux/netfilter/nf_tables.h: NFT_MSG_…
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = (_NFNL_SUBSYS_NFTABLES << 8 | n for n in (0, 2, 3, 6))
-_TABLE_NAME = 1
+_BATCH_HEADER = header(NFPROTO_UNSPEC, NFNL_SUBSYS_NFTABLES)
+_HEADER = header(NFPROTO_INET)
+_TABLE_NAME = 1  # NFTA_TABLE_NAME
 
 _MESSAGE = struct.Struct("=IHHII")
 _ANSWER = struct.Struct("=8xI4xi")
@@ -60,25 +70,27 @@ def remove(standing: Iterable[str]) -> None:
 def removal(names: Iterable[str]) -> Iterator[Message]:
     """Say how the tables `names` go, whether they stand or not."""
     for name in names:
-        body = HEADER + attribute(_TABLE_NAME, name.encode() + b"\0")
+        body = _HEADER + name_attribute(_TABLE_NAME, name)
         # Deleting a table that is not there fails the transaction: it is made first.
-        yield Message(_NEWTABLE, NLM_F_CREATE, body, f"table {name}")
-        yield Message(_DELTABLE, 0, body, f"table {name}")
+        yield Message(NFT_MSG_NEWTABLE, NLM_F_CREATE, body, f"table {name}")
+        yield Message(NFT_MSG_DELTABLE, 0, body, f"table {name}")
 
 
 def creation(tables: Tables) -> Iterator[Message]:
     """Say how `tables` are made, where they are not."""
     only_new = NLM_F_CREATE | NLM_F_EXCL
     for name, table in tables.items():
-        yield Message(_NEWTABLE, only_new, HEADER + table.settings + table.layout, f"table {name}")
+        yield Message(
+            NFT_MSG_NEWTABLE, only_new, _HEADER + table.settings + table.comment, f"table {name}"
+        )
         chains = [(f"table {name}, chain {chain}", found) for chain, found in table.chains.items()]
         # All chains before the first rule: it may jump to any of them.
         for where, chain in chains:
-            yield Message(_NEWCHAIN, only_new, HEADER + chain.settings, where)
+            yield Message(NFT_MSG_NEWCHAIN, only_new, _HEADER + chain.settings, where)
         for where, chain in chains:
             for number, rule in enumerate(chain.rules, start=1):
                 what = f"{where}, rule {number}"
-                yield Message(_NEWRULE, NLM_F_CREATE | _NLM_F_APPEND, HEADER + rule, what)
+                yield Message(NFT_MSG_NEWRULE, NLM_F_CREATE | _NLM_F_APPEND, _HEADER + rule, what)
 
 
 def packet(messages: Sequence[Message]) -> bytes:
@@ -90,7 +102,7 @@ def packet(messages: Sequence[Message]) -> bytes:
     last = len(messages)
     return b"".join(
         (
-            _encoded(_BEGIN, 0, 0, _BATCH_HEADER),
+            _encoded(NFNL_MSG_BATCH_BEGIN, 0, 0, _BATCH_HEADER),
             *(
                 _encoded(
                     message.kind,
@@ -100,7 +112,7 @@ def packet(messages: Sequence[Message]) -> bytes:
                 )
                 for number, message in enumerate(messages, start=1)
             ),
-            _encoded(_END, 0, last + 1, _BATCH_HEADER),
+            _encoded(NFNL_MSG_BATCH_END, 0, last + 1, _BATCH_HEADER),
         )
     )
 
@@ -110,7 +122,7 @@ def _commit(messages: Sequence[Message]) -> None:
     with (
         translated("write the rules"),
         socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
         ) as netlink,
     ):
         # The kernel takes a transaction in one piece, if it fits into the buffer.

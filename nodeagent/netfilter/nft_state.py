@@ -1,36 +1,43 @@
-"""What nftables has of ours in a network namespace, in a form that can be compared.
+"""What nftables has installed in a network namespace, in a form that can be compared.
 
-It is read as the kernel's own messages, with the handles and the counters'
-values left out: 0.3 ms for all of it where a listing through libnftables takes
-1.1, whatever others have put beside it, and no library's notation comes into it.
-What is left of a message is what makes the same thing again: see `batch`.
+The reader asks the kernel for tables, chains and sets by their names, so what others have
+beside them costs nothing: 0.3 ms for a pod's tables, where a listing through libnftables
+takes 1.1. It keeps the kernel's own messages, without handles, use counts and the counters'
+values. What is left of a message is what makes the same thing again: see `nft_batch`.
+
+`reference` says how something looks right after it was made, so that two readings can be
+compared byte by byte and no library's notation comes into it.
 """
 
 import struct
-import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from nodeagent.linux.netlink import Attributes, MalformedError, Netlink, attribute, attributes
 from nodeagent.netfilter.errors import translated
-from nodeagent.netfilter.scratch import in_scratch_namespace
-from nodeagent.redirect.nft_rules import CHAIN_NAMES, TABLE_NAMES, apply, render
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.netfilter.nfnetlink import (
+    HEADER_SIZE,
+    NETLINK_NETFILTER,
+    NFPROTO_INET,
+    NFT_MSG_GETCHAIN,
+    NFT_MSG_GETRULE,
+    NFT_MSG_GETSET,
+    NFT_MSG_GETTABLE,
+    header,
+    name_attribute,
+)
 
-# linux/netfilter/nf_tables.h and nfnetlink.h
-_NETLINK_NETFILTER = 12
-_NFNL_SUBSYS_NFTABLES = 10 << 8
-_GETTABLE = _NFNL_SUBSYS_NFTABLES | 1
-_GETCHAIN = _NFNL_SUBSYS_NFTABLES | 4
-_GETRULE = _NFNL_SUBSYS_NFTABLES | 7
-_NFPROTO_INET = 1
-HEADER = struct.pack("=BBH", _NFPROTO_INET, 0, 0)
-"""Of every message about family inet."""
+_INET = header(NFPROTO_INET)
 
+# linux/netfilter/nf_tables.h: NFTA_…
 _TABLE_NAME, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA = 1, 3, 4, 6
 _CHAIN_TABLE, _CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_USE, _CHAIN_COUNTERS = 1, 2, 3, 6, 8
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_POSITION = 1, 2, 3, 4, 6
+_SET_TABLE, _SET_NAME = 1, 2
+# The library's notes, and the kernel's choice of an algorithm and count of elements:
+# they say nothing of what the set is.
+_SET_USERDATA, _SET_HANDLE, _SET_ALGORITHM, _SET_COUNT = 13, 16, 19, 20
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _IMMEDIATE_DATA, _VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 2, 1, 2
 _JUMP = -3  # NFT_JUMP
@@ -51,68 +58,56 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """One of our tables as it stands."""
+class TableState:
+    """A table of family inet as it is installed."""
 
     settings: bytes
     """The attributes that make it: name and flags, and the owner where a process keeps it."""
-    layout: bytes
-    """The attribute with the comment, if there is one: the layout version is in it (L23)."""
+    comment: bytes
+    """The attribute with the table's comment, or nothing: our layout version is in it."""
     members: int
     """Chains, sets, maps and objects together."""
     chains: Mapping[str, Chain]
+    sets: Mapping[str, bytes] = field(default_factory=dict)
+    """The attributes that make each of the sets that were asked for, without elements."""
 
 
-Tables = Mapping[str, Standing]
+Tables = Mapping[str, TableState]
 """By name."""
 
 
-def read() -> Tables:
-    """Read our tables in the calling thread's namespace. Raises `RedirectError`.
+def read_tables(names: Iterable[str], chains: Sequence[str]) -> Tables:
+    """Read the tables `names` of the calling thread's netns, those that are there.
 
-    Each table and each chain is asked for by its name: what others have costs nothing.
+    `chains` are the chains that they may have, see `read_table`. Raises `RedirectError`.
     """
-    with translated("read the rules"), Netlink(_NETLINK_NETFILTER) as netlink:
-        tables = {name: _table(netlink, name) for name in TABLE_NAMES}
+    with translated("read the rules"), Netlink(NETLINK_NETFILTER) as netlink:
+        tables = {name: read_table(netlink, name, chains) for name in names}
         return {name: table for name, table in tables.items() if table is not None}
 
 
-def _table(netlink: Netlink, name: str) -> Standing | None:
-    answer = netlink.get(_GETTABLE, HEADER + attribute(_TABLE_NAME, name.encode() + b"\0"))
+def read_table(
+    netlink: Netlink, name: str, chains: Sequence[str], sets: Iterable[str] = ()
+) -> TableState | None:
+    """Read one table of family inet; None where there is none.
+
+    `chains` and `sets` are the names that it may have: they are asked for one by one. Only
+    where the table has more in it than these, all chains of the netns are listed, and
+    those of the table returned, whatever their names. Raises ``OSError``.
+    """
+    answer = netlink.get(NFT_MSG_GETTABLE, _INET + name_attribute(_TABLE_NAME, name))
     if answer is None:
         return None
     table = _attributes(answer)
     members = int.from_bytes(table[_TABLE_USE], "big")
-    return Standing(
+    found_sets = {each: found for each in sets if (found := _read_set(netlink, name, each))}
+    return TableState(
         settings=_without(table, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA),
-        layout=_encoded(table, _TABLE_USERDATA),
+        comment=_encoded(table, _TABLE_USERDATA),
         members=members,
-        chains=_chains(netlink, name, members),
+        chains=_chains(netlink, name, chains, members - len(found_sets)),
+        sets=found_sets,
     )
-
-
-def reference(spec: PodRedirect) -> Tables:
-    """What `read` gives where `spec` is true and nothing else was done.
-
-    Found out by doing it, in a namespace that ends with the thread that it is
-    done in. Pods differ in few ways, so it is done a few times in the agent's
-    life. Raises `RedirectError`.
-    """
-    # The first pods come all at once, with the same rules: the others wait for the first's.
-    with _finding_out:
-        return _found_out(spec)
-
-
-_finding_out = threading.Lock()
-
-
-@lru_cache(maxsize=64)  # a tenant with many interface lists must not make it grow
-def _found_out(spec: PodRedirect) -> Tables:
-    def done() -> Tables:
-        apply(render(spec, replacing=()))
-        return read()
-
-    return in_scratch_namespace(done)
 
 
 def read_chain(netlink: Netlink, family: int, table: str, chain: str) -> tuple[bytes, ...]:
@@ -121,7 +116,8 @@ def read_chain(netlink: Netlink, family: int, table: str, chain: str) -> tuple[b
     `family` is an ``NFPROTO_…`` number. Raises ``OSError``.
     """
     return tuple(
-        _rule(body)[1] for body in netlink.dump(_GETRULE, _chain_request(family, table, chain))
+        _rule(body)[1]
+        for body in netlink.dump(NFT_MSG_GETRULE, _chain_request(family, table, chain))
     )
 
 
@@ -130,8 +126,8 @@ def read_first_rule(family: int, table: str, chain: str) -> bytes | None:
 
     Raises ``OSError``.
     """
-    with Netlink(_NETLINK_NETFILTER) as netlink:
-        body = netlink.first(_GETRULE, _chain_request(family, table, chain))
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        body = netlink.first(NFT_MSG_GETRULE, _chain_request(family, table, chain))
     return body and _rule(body)[1]
 
 
@@ -140,7 +136,7 @@ def count_uses(netlink: Netlink, family: int, table: str, chain: str) -> int | N
 
     Raises ``OSError``.
     """
-    answer = netlink.get(_GETCHAIN, _header(family) + _chain_names(table, chain))
+    answer = netlink.get(NFT_MSG_GETCHAIN, header(family) + _chain_names(table, chain))
     return int.from_bytes(_attributes(answer)[_CHAIN_USE], "big") if answer else None
 
 
@@ -164,18 +160,19 @@ def leads_to(rule: bytes) -> tuple[str, bool] | None:
 
 def differences(have: Tables, want: Tables) -> Iterator[str]:
     """Say what has to change in `have` to make it `want`."""
-    for name in TABLE_NAMES:
-        if name not in have and name in want:
+    for name in (*want, *(name for name in have if name not in want)):
+        if name not in have:
             yield f"table {name} is missing"
-        elif name in have and name not in want:
+        elif name not in want:
             yield f"table {name} is not wanted"
-        elif name in have:
-            for what in _table_differences(have[name], want[name]):
+        else:
+            for what in table_differences(have[name], want[name]):
                 yield f"table {name}: {what}"
 
 
-def _table_differences(have: Standing, want: Standing) -> Iterator[str]:
-    if have.layout != want.layout:
+def table_differences(have: TableState, want: TableState) -> Iterator[str]:
+    """Say what has to change in `have` to make it `want`."""
+    if have.comment != want.comment:
         yield "another layout version"
     if have.settings != want.settings:
         yield "other flags"
@@ -187,8 +184,15 @@ def _table_differences(have: Standing, want: Standing) -> Iterator[str]:
         else:
             for what in _chain_differences(have.chains[name], want.chains[name]):
                 yield f"chain {name}: {what}"
-    if have.members - len(have.chains) != want.members - len(want.chains):
+    for name in sorted(have.sets.keys() | want.sets.keys()):
+        if have.sets.get(name) != want.sets.get(name):
+            yield f"set {name} {'differs' if name in have.sets else 'is missing'}"
+    if _unnamed(have) != _unnamed(want):
         yield "holds sets or objects that are not ours"
+
+
+def _unnamed(table: TableState) -> int:
+    return table.members - len(table.chains) - len(table.sets)
 
 
 def _chain_differences(have: Chain, want: Chain) -> Iterator[str]:
@@ -202,24 +206,32 @@ def _chain_differences(have: Chain, want: Chain) -> Iterator[str]:
             yield f"rule {number} differs"
 
 
-def _chains(netlink: Netlink, table: str, members: int) -> dict[str, Chain]:
+def _read_set(netlink: Netlink, table: str, name: str) -> bytes | None:
+    names = name_attribute(_SET_TABLE, table) + name_attribute(_SET_NAME, name)
+    answer = netlink.get(NFT_MSG_GETSET, _INET + names)
+    if answer is None:
+        return None
+    return _without(_attributes(answer), _SET_HANDLE, _SET_USERDATA, _SET_ALGORITHM, _SET_COUNT)
+
+
+def _chains(netlink: Netlink, table: str, names: Sequence[str], expected: int) -> dict[str, Chain]:
     found: dict[str, Attributes] = {}
-    for name in CHAIN_NAMES:
-        if len(found) == members:
+    for name in names:
+        if len(found) == expected:
             break
-        if answer := netlink.get(_GETCHAIN, HEADER + _chain_names(table, name)):
+        if answer := netlink.get(NFT_MSG_GETCHAIN, _INET + _chain_names(table, name)):
             found[name] = _attributes(answer)
-    if len(found) != members:
-        # Somebody has put something into it: only now it matters what else there is.
-        chains = (_attributes(body) for body in netlink.dump(_GETCHAIN, HEADER))
+    if len(found) != expected:
+        # Somebody has put something into the table: only now it matters what else there is.
+        chains = (_attributes(body) for body in netlink.dump(NFT_MSG_GETCHAIN, _INET))
         found = {
             _name(chain[_CHAIN_NAME]): chain
             for chain in chains
             if _name(chain[_CHAIN_TABLE]) == table
         }
     rules: dict[str, list[bytes]] = {}
-    request = HEADER + attribute(_RULE_TABLE, table.encode() + b"\0")
-    for body in netlink.dump(_GETRULE, request):
+    request = _INET + name_attribute(_RULE_TABLE, table)
+    for body in netlink.dump(NFT_MSG_GETRULE, request):
         chain_name, comparable = _rule(body)
         rules.setdefault(chain_name, []).append(comparable)
     return {
@@ -257,23 +269,17 @@ def _uncounted(expressions: bytes) -> bytes:
     return kept + expressions[done:]
 
 
-def _header(family: int) -> bytes:
-    return struct.pack("=BBH", family, 0, 0)
-
-
 def _chain_names(table: str, chain: str) -> bytes:
-    return attribute(_CHAIN_TABLE, table.encode() + b"\0") + attribute(
-        _CHAIN_NAME, chain.encode() + b"\0"
-    )
+    return name_attribute(_CHAIN_TABLE, table) + name_attribute(_CHAIN_NAME, chain)
 
 
 def _chain_request(family: int, table: str, chain: str) -> bytes:
-    names = attribute(_RULE_TABLE, table.encode() + b"\0")
-    return _header(family) + names + attribute(_RULE_CHAIN, chain.encode() + b"\0")
+    names = name_attribute(_RULE_TABLE, table) + name_attribute(_RULE_CHAIN, chain)
+    return header(family) + names
 
 
 def _attributes(body: bytes) -> Attributes:
-    return Attributes(body[len(HEADER) :])
+    return Attributes(body[HEADER_SIZE:])
 
 
 def _without(found: Attributes, *kinds: int) -> bytes:

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from nodeagent.mesh.backoff import Backoff
+from nodeagent.netfilter.drift import DriftWatch, open_rule_sockets
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import Check, HostProbesError
-from nodeagent.redirect.drift import DriftWatch, open_rule_sockets
 
 log = structlog.get_logger()
 

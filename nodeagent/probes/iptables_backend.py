@@ -13,6 +13,7 @@ from nodeagent.mesh.pod import IPAddress
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain
+from nodeagent.netfilter.rule import Family
 from nodeagent.netfilter.scratch import in_scratch_namespace
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
@@ -28,7 +29,6 @@ from nodeagent.probes.iptables_rules import (
 )
 from nodeagent.probes.nft_rules import SETS, ProbeRules
 from nodeagent.probes.nft_table import ProbeTable
-from nodeagent.redirect.rules import Family
 
 log = structlog.get_logger()
 

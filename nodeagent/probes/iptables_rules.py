@@ -6,12 +6,13 @@ from collections.abc import Hashable, Iterable, Mapping
 from nodeagent.linux import syscalls as kernel
 from nodeagent.linux.netlink import Netlink, attribute
 from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.iptables import FIRST
 from nodeagent.netfilter.iptables_programs import Variant, restore, save
 from nodeagent.netfilter.iptables_save import Chain, find_chains
-from nodeagent.probes.nft_rules import LAYOUT_MARK, SETS, ProbeRules
+from nodeagent.netfilter.layout import LAYOUT_MARK, LAYOUT_VERSION
+from nodeagent.netfilter.rule import Family, Table
+from nodeagent.probes.nft_rules import SETS, ProbeRules
 from nodeagent.probes.nft_table import without_counters
-from nodeagent.redirect.iptables_rules import FIRST
-from nodeagent.redirect.rules import LAYOUT_VERSION, Family, Table
 
 CHAIN = "ISTIO_POSTRT"
 """In table nat of both families; the name is Istio's, too."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from nodeagent.mesh.pod import IPAddress
-from nodeagent.redirect.nft_rules import render_removal
-from nodeagent.redirect.rules import LAYOUT_VERSION
+from nodeagent.netfilter.layout import LAYOUT_VERSION
+from nodeagent.netfilter.nft import render_removal
 
 TABLE = "istio-ambient-nat"
 """In family inet, in the host's network namespace."""

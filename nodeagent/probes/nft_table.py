@@ -12,8 +12,9 @@ from ipaddress import ip_address
 from nodeagent.linux.netlink import Netlink, attribute, attributes
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.netfilter.errors import RedirectError, translated
-from nodeagent.netfilter.generation import NETLINK_NETFILTER, generation
+from nodeagent.netfilter.generation import generation
 from nodeagent.netfilter.libnftables import Library
+from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 from nodeagent.netfilter.scratch import in_scratch_namespace
 from nodeagent.probes.nft_rules import CHAIN, OWNER, SETS, TABLE, ProbeRules, render_table
 

@@ -10,13 +10,14 @@ from nodeagent.mesh.pod import IPAddress
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain
+from nodeagent.netfilter.layout import LAYOUT_MARK, LAYOUT_VERSION
+from nodeagent.netfilter.nft import render_removal
+from nodeagent.netfilter.rule import Family
 from nodeagent.probes.ipsets import ProbeIpsets
 from nodeagent.probes.iptables_rules import CHAIN, read_chains, remove_chains
 from nodeagent.probes.nft_rules import CHAIN as NFT_CHAIN
-from nodeagent.probes.nft_rules import LAYOUT_MARK, SETS, TABLE, ProbeRules
+from nodeagent.probes.nft_rules import SETS, TABLE, ProbeRules
 from nodeagent.probes.nft_table import ProbeTable, Standing, reference
-from nodeagent.redirect.nft_rules import render_removal
-from nodeagent.redirect.rules import LAYOUT_VERSION, Family
 
 _MARK = re.compile(rf'-A {CHAIN} -m comment --comment "{LAYOUT_MARK}[0-9]+"')
 _SOURCE = re.compile(r"--to-source [0-9a-f.:]+")

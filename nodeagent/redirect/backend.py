@@ -7,9 +7,10 @@ from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.generation import own_generation
 from nodeagent.netfilter.iptables_legacy import legacy_in_use
 from nodeagent.netfilter.iptables_programs import Variant
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.nft_backend import NftablesBackend
-from nodeagent.redirect.rules import Family, PodRedirect
+from nodeagent.redirect.rules import PodRedirect
 
 
 class Backend(Protocol):

@@ -6,10 +6,11 @@ import structlog
 
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant, restore
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.iptables_provenance import conflicts, proven
 from nodeagent.redirect.iptables_rules import render, render_removal
 from nodeagent.redirect.iptables_state import Tables, differences, read, reference
-from nodeagent.redirect.rules import Family, PodRedirect
+from nodeagent.redirect.rules import PodRedirect
 
 log = structlog.get_logger()
 

@@ -7,12 +7,11 @@ is ours, or of Istio's ambient agent, by what stands in it.
 from nodeagent.mesh.overrides import MAX_INTERFACES
 from nodeagent.netfilter.iptables_programs import Variant, list_chain
 from nodeagent.netfilter.iptables_save import Chain, statements
+from nodeagent.netfilter.layout import LAYOUT_MARK
+from nodeagent.netfilter.rule import Family, Table
 from nodeagent.redirect.iptables_rules import CHAINS, Place, Standing
 from nodeagent.redirect.iptables_state import Tables
-from nodeagent.redirect.rules import Family, Table
 
-_MARK = b"nodeagent layout "
-"""In the comment of a chain's first rule."""
 _LONGEST = 2 * MAX_INTERFACES + 20
 """Two rules for each interface that may be rerouted, and those that every pod has."""
 _UNKNOWN = frozenset({frozenset({"?"})})
@@ -110,7 +109,7 @@ def _proven(variant: Variant, family: Family, standing: Standing) -> Standing:
 
 
 def _has_mark(chain: Chain[bytes]) -> bool:
-    return any(_MARK in rule for rule in chain.rules[:1])
+    return any(LAYOUT_MARK.encode() in rule for rule in chain.rules[:1])
 
 
 _Rule = frozenset[str]

@@ -1,27 +1,12 @@
-"""Our chains in the language of ``iptables-restore`` and ``iptables-save``."""
+"""Our chains in a pod, in the language of ``iptables-restore`` and ``iptables-save``."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from nodeagent.netfilter.iptables_save import Chain, statements
-from nodeagent.redirect.rules import (
-    LAYOUT_VERSION,
-    Accept,
-    Family,
-    Hook,
-    Is,
-    Mark,
-    Not,
-    PodRedirect,
-    Redirect,
-    RestoreMark,
-    Return,
-    Rule,
-    SetConnmark,
-    SetZone,
-    Table,
-    Verdict,
-    pod_rules,
-)
+from nodeagent.netfilter.iptables import FIRST, render_rule
+from nodeagent.netfilter.iptables_save import Chain
+from nodeagent.netfilter.layout import LAYOUT_COMMENT
+from nodeagent.netfilter.rule import Family, Hook, Rule, Table
+from nodeagent.redirect.rules import PodRedirect, pod_rules
 
 CHAINS = {
     Hook.PREROUTING: "ISTIO_PRERT",
@@ -33,9 +18,6 @@ CHAINS = {
 The first two are Istio's, too. The third is not called ``ISTIO_POSTRT``: that is the
 host's, and a pod may be the host of a nested cluster.
 """
-
-FIRST = (1,)
-"""The one position at which our jump should stand."""
 
 # Each table is a transaction of its own: what carries replies stands before the
 # redirection that makes it needed, and goes after it.
@@ -61,18 +43,6 @@ def render_removal(standing: Standing) -> str:
     return _render([], standing)
 
 
-def has_rules_of_others(listing: str) -> bool:
-    """Whether a listing has a rule or chain that neither this agent nor Istio's has made.
-
-    A chain counts without rules: kubelet marks its own choice with an empty one.
-    """
-    return any(
-        statement.startswith("-A ") or (statement.startswith(":") and " - [" in statement)
-        for statement in statements(listing)
-        if "ISTIO_" not in statement
-    )
-
-
 def _render(rules: Collection[Rule], standing: Standing) -> str:
     sections = []
     for table in _ORDER if rules else reversed(_ORDER):
@@ -87,12 +57,12 @@ def _table_lines(table: Table, rules: Iterable[Rule], standing: Standing) -> Ite
     for hook, name in CHAINS.items():
         chain = standing.get((table, hook))
         jumps = chain.jumps if chain else ()
-        if wanted := [_render_rule(rule) for rule in rules if rule.hook is hook]:
+        if wanted := [render_rule(rule) for rule in rules if rule.hook is hook]:
             yield f":{name} - [0:0]"  # made, or emptied where it stands
             if jumps != FIRST:
                 yield from [_jump("-D", hook)] * len(jumps)
                 yield _jump("-I", hook, " 1")
-            yield f'-A {name} -m comment --comment "nodeagent layout {LAYOUT_VERSION}"'
+            yield f'-A {name} -m comment --comment "{LAYOUT_COMMENT}"'
             yield from (f"-A {name} {rule}" for rule in wanted)
         elif chain:
             yield from [_jump("-D", hook)] * len(jumps)
@@ -105,63 +75,3 @@ def _table_lines(table: Table, rules: Iterable[Rule], standing: Standing) -> Ite
 
 def _jump(command: str, hook: Hook, position: str = "") -> str:
     return f"{command} {hook.upper()}{position} -j {CHAINS[hook]}"
-
-
-def _render_rule(rule: Rule) -> str:
-    return " ".join([*_conditions(rule), f"-j {_target(rule.verdict)}"])
-
-
-def _conditions(rule: Rule) -> Iterator[str]:
-    if rule.arrives_on:
-        yield _operand("-i", rule.arrives_on)
-    if rule.leaves_by:
-        yield _operand("-o", rule.leaves_by)
-    if rule.source:
-        yield _operand("-s", rule.source)
-    if rule.destination:
-        yield _operand("-d", rule.destination)
-    if rule.protocol:
-        yield f"-p {rule.protocol}"
-    if transport := list(_transport(rule)):
-        yield " ".join([f"-m {rule.protocol}", *transport])
-    if rule.mark:
-        yield f"-m mark {_mark(rule.mark)}"
-    if rule.connmark:
-        yield f"-m connmark {_mark(rule.connmark)}"
-    if rule.direction:
-        yield f"-m conntrack --ctdir {rule.direction.upper()}"
-
-
-def _transport(rule: Rule) -> Iterator[str]:
-    if rule.source_port:
-        yield _operand("--sport", rule.source_port)
-    if rule.destination_port:
-        yield _operand("--dport", rule.destination_port)
-    if rule.opening:
-        yield "--tcp-flags FIN,SYN,RST,ACK SYN"
-
-
-def _target(verdict: Verdict) -> str:
-    match verdict:
-        case Redirect(port):
-            return f"REDIRECT --to-ports {port}"
-        case SetConnmark(mark):
-            return f"CONNMARK --set-xmark {mark.value:#x}/{mark.mask:#x}"
-        case RestoreMark():
-            return "CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"
-        case SetZone(zone):
-            return f"CT --zone {zone}"
-        case Accept():
-            return "ACCEPT"
-        case Return():
-            return "RETURN"
-
-
-def _operand(option: str, condition: Is[object] | Not[object]) -> str:
-    sign = "! " if isinstance(condition, Not) else ""
-    return f"{sign}{option} {condition.value}"
-
-
-def _mark(condition: Is[Mark] | Not[Mark]) -> str:
-    sign = "! " if isinstance(condition, Not) else ""
-    return f"{sign}--mark {condition.value.value:#x}/{condition.value.mask:#x}"

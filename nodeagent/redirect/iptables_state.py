@@ -11,15 +11,17 @@ from socket import AF_INET, AF_INET6
 
 from nodeagent.linux.netlink import Netlink
 from nodeagent.netfilter.errors import RedirectError, explain
+from nodeagent.netfilter.iptables import FIRST
 from nodeagent.netfilter.iptables_legacy import read_chains, table_names
 from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.netfilter.iptables_save import Chain
+from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 from nodeagent.netfilter.nft_state import count_uses, leads_to, read_chain, read_first_rule
+from nodeagent.netfilter.rule import Family, Hook, Table
 from nodeagent.netfilter.scratch import in_scratch_namespace
-from nodeagent.redirect.iptables_rules import CHAINS, FIRST, Place, Standing, render
-from nodeagent.redirect.rules import Family, Hook, PodRedirect, Table
+from nodeagent.redirect.iptables_rules import CHAINS, Place, Standing, render
+from nodeagent.redirect.rules import PodRedirect
 
-_NETLINK_NETFILTER = 12
 _NUMBERS = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
 # What a kernel says that was built without something.
 _NO_TABLE = {errno.ENOENT, errno.ENOPROTOOPT}  # of legacy's
@@ -117,7 +119,7 @@ def _read_legacy(family: Family, *, making: bool) -> Standing:
 
 def _read_nft(family: Family) -> Standing:
     try:
-        with Netlink(_NETLINK_NETFILTER) as netlink:
+        with Netlink(NETLINK_NETFILTER) as netlink:
             return {
                 (table, hook): chain
                 for table in Table

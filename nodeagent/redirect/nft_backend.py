@@ -1,15 +1,47 @@
 """The backend that replays what libnftables once made of the same rules."""
 
 import struct
+import threading
+from functools import lru_cache
 
-from nodeagent.netfilter import nft_batch as batch
-from nodeagent.netfilter import nft_state as standing
-from nodeagent.redirect.nft_rules import CHAIN_NAMES
-from nodeagent.redirect.rules import REPLY_MARK, PodRedirect, Table
+from nodeagent.netfilter import nft_batch, nft_state
+from nodeagent.netfilter.layout import LAYOUT_MARK
+from nodeagent.netfilter.nft import apply
+from nodeagent.netfilter.nft_state import Tables, TableState
+from nodeagent.netfilter.rule import Table
+from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.redirect.nft_rules import CHAIN_NAMES, TABLE_NAMES, render
+from nodeagent.redirect.rules import REPLY_MARK, PodRedirect
 
-_LAYOUT = b"nodeagent layout "
-"""In the comment of each table of ours."""
 _REPLY_MARK = struct.pack("=I", REPLY_MARK.value)
+
+
+def read() -> Tables:
+    """Read our tables in the calling thread's netns. Raises `RedirectError`."""
+    return nft_state.read_tables(TABLE_NAMES, CHAIN_NAMES)
+
+
+def reference(spec: PodRedirect) -> Tables:
+    """What `read` gives where `spec` is true and nothing else was done.
+
+    Found out by making these rules in a netns that exists only for this call. Pods differ in
+    few ways, so it happens a few times in the agent's life. Raises `RedirectError`.
+    """
+    # The first pods come all at once, with the same rules: the others wait for the first's.
+    with _finding_out:
+        return _found_out(spec)
+
+
+_finding_out = threading.Lock()
+
+
+@lru_cache(maxsize=64)  # a tenant with many interface lists must not make it grow
+def _found_out(spec: PodRedirect) -> Tables:
+    def done() -> Tables:
+        apply(render(spec, replacing=()))
+        return read()
+
+    return in_scratch_namespace(done)
 
 
 class NftablesBackend:
@@ -22,48 +54,48 @@ class NftablesBackend:
 
     def inspect(self, spec: PodRedirect) -> tuple[str, ...]:
         """See `Backend`."""
-        return _differences(spec, standing.read())
+        return _differences(spec, read())
 
     def ensure(self, spec: PodRedirect) -> tuple[str, ...]:
         """See `Backend`."""
-        have = standing.read()
+        have = read()
         found = _differences(spec, have)
         if found:
-            batch.replace(have, standing.reference(spec))
+            nft_batch.replace(have, reference(spec))
         return found
 
     def stands(self) -> bool:
         """See `Backend`."""
-        return bool(_proven(standing.read()))
+        return bool(_proven(read()))
 
     def remove(self) -> bool:
         """See `Backend`."""
-        have = _proven(standing.read())
+        have = _proven(read())
         if have:
-            batch.remove(have)
+            nft_batch.remove(have)
         return bool(have)
 
 
-def _proven(have: standing.Tables) -> standing.Tables:
+def _proven(have: Tables) -> Tables:
     """Those tables that are ours, or made as Istio's ambient agent makes them (L30)."""
-    marked = {name for name, table in have.items() if _LAYOUT in table.layout}
+    marked = {name for name, table in have.items() if LAYOUT_MARK.encode() in table.comment}
     mangle = have.get(f"istio-ambient-{Table.MANGLE}")
     if not marked and not (mangle and _uses_reply_mark(mangle)):
         return {}
     return {name: table for name, table in have.items() if name in marked or _has_shape(table)}
 
 
-def _uses_reply_mark(table: standing.Standing) -> bool:
+def _uses_reply_mark(table: TableState) -> bool:
     rules = (rule for chain in table.chains.values() for rule in chain.rules)
     return any(_REPLY_MARK in rule for rule in rules)
 
 
-def _has_shape(table: standing.Standing) -> bool:
+def _has_shape(table: TableState) -> bool:
     return table.chains.keys() <= set(CHAIN_NAMES) and table.members == len(table.chains)
 
 
-def _differences(spec: PodRedirect, have: standing.Tables) -> tuple[str, ...]:
+def _differences(spec: PodRedirect, have: Tables) -> tuple[str, ...]:
     # A pod that was just made has none of our tables: nothing to compare with.
     if not have:
         return ("rules are missing",)
-    return tuple(standing.differences(have, standing.reference(spec)))
+    return tuple(nft_state.differences(have, reference(spec)))

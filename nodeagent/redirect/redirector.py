@@ -12,13 +12,13 @@ from nodeagent.mesh.backoff import Backoff
 from nodeagent.mesh.dependencies import Inspection
 from nodeagent.mesh.errors import RetryError, TransientError
 from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.netfilter.drift import DriftWatch, open_sockets
 from nodeagent.netfilter.errors import LoopbackDownError, RedirectError
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.defaults import Intent
-from nodeagent.redirect.drift import DriftWatch, open_sockets
 from nodeagent.redirect.rules import PodRedirect
 from nodeagent.redirect.serving import open_connections, silent_ports
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nodeagent.linux.netlink import Netlink
 from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.routes import (
     Entry,
     LocalRoute,
@@ -25,7 +26,7 @@ from nodeagent.redirect.routes import (
     read_routes,
     read_rules,
 )
-from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, Family, PodRedirect
+from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, PodRedirect
 
 REPLY_TABLES = (REPLY_TABLE, *SPARE_TABLES)
 

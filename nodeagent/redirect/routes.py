@@ -33,7 +33,8 @@ from nodeagent.linux.netlink import (
     attributes,
 )
 from nodeagent.netfilter.errors import RedirectError
-from nodeagent.redirect.rules import REPLY_MARK, REPLY_PRIORITY, REPLY_TABLE, Family
+from nodeagent.netfilter.rule import Family
+from nodeagent.redirect.rules import REPLY_MARK, REPLY_PRIORITY, REPLY_TABLE
 
 OWN_PROTOCOL = 111
 """``rtm_protocol`` of the local routes that this agent adds: they can be told from others'.

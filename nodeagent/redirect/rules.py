@@ -5,14 +5,26 @@ Backends render these rules; nothing here knows nftables or iptables.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import Enum, StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Generic, TypeVar
+from ipaddress import IPv4Address, IPv6Address
 
 from nodeagent.mesh.overrides import is_interface
-
-LAYOUT_VERSION = 1
-"""Goes up with every change to the rules that a ztunnel could notice (L23)."""
+from nodeagent.netfilter.rule import (
+    Accept,
+    Direction,
+    Family,
+    Hook,
+    Is,
+    Mark,
+    Not,
+    Protocol,
+    Redirect,
+    RestoreMark,
+    Return,
+    Rule,
+    SetConnmark,
+    SetZone,
+    Table,
+)
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
@@ -30,139 +42,10 @@ PROXY_ZONE = 1
 """Conntrack zone of ztunnel's own DNS queries."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A packet or connection mark; the bits outside `mask` belong to others."""
-
-    value: int
-    mask: int = 0xFFF
-
-
 ZTUNNEL_MARK = Mark(0x539)
 """On everything that ztunnel itself sends."""
 REPLY_MARK = Mark(0x111)
 """On connections of ztunnel to the app, and on the app's replies on them."""
-
-
-class Family(Enum):
-    """An address family, with what counts as loopback in it."""
-
-    V4 = IPv4Network("127.0.0.0/8")
-    V6 = IPv6Network("::1/128")
-
-    def __str__(self) -> str:
-        return f"IPv{self.value.version}"
-
-
-class Table(StrEnum):
-    """The stage of a packet's way that a rule belongs to."""
-
-    MANGLE = "mangle"
-    NAT = "nat"
-    RAW = "raw"
-
-
-class Hook(StrEnum):
-    """Where the packet is: it arrives, a process of the pod sends it, or it leaves."""
-
-    PREROUTING = "prerouting"
-    OUTPUT = "output"
-    POSTROUTING = "postrouting"
-
-
-class Direction(StrEnum):
-    """Who sends a packet of a connection: ``original`` is the side that has opened it."""
-
-    ORIGINAL = "original"
-    REPLY = "reply"
-
-
-class Protocol(StrEnum):
-    """A transport protocol."""
-
-    TCP = "tcp"
-    UDP = "udp"
-
-
-T_co = TypeVar("T_co", covariant=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Is(Generic[T_co]):
-    """The packet must have this value."""
-
-    value: T_co
-
-
-@dataclass(frozen=True, slots=True)
-class Not(Generic[T_co]):
-    """The packet must not have this value."""
-
-    value: T_co
-
-
-Address = IPv4Address | IPv6Address | IPv4Network | IPv6Network
-
-
-@dataclass(frozen=True, slots=True)
-class Redirect:
-    """To a port of the pod itself."""
-
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class SetConnmark:
-    """Write a mark on the connection, leaving the bits outside its mask."""
-
-    mark: Mark
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreMark:
-    """Copy the connection's mark to the packet."""
-
-
-@dataclass(frozen=True, slots=True)
-class SetZone:
-    """Track the packet in a conntrack zone of its own."""
-
-    zone: int
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """Leave the packet as it is; no later rule of this hook and table sees it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Return:
-    """Leave this chain."""
-
-
-Verdict = Redirect | SetConnmark | RestoreMark | SetZone | Accept | Return
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """A packet that meets every condition gets the verdict. ``None``: no condition."""
-
-    table: Table
-    hook: Hook
-    families: tuple[Family, ...]
-    verdict: Verdict
-    arrives_on: Is[str] | None = None
-    leaves_by: Is[str] | Not[str] | None = None
-    source: Is[Address] | None = None
-    destination: Is[Address] | Not[Address] | None = None
-    protocol: Protocol | None = None
-    opening: bool = False
-    """Only the first packet of a TCP connection (SYN alone)."""
-    source_port: Is[int] | None = None
-    destination_port: Is[int] | Not[int] | None = None
-    mark: Is[Mark] | Not[Mark] | None = None
-    connmark: Is[Mark] | None = None
-    direction: Direction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nodeagent.netfilter.iptables_programs import Variant, restore
-from nodeagent.redirect.rules import Family
+from nodeagent.netfilter.rule import Family
 from tests.agent.processes import Node, Stub
 from tests.eventually import eventually
 from tests.lab import istio

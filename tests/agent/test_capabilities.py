@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nodeagent.netfilter.iptables_programs import Variant, restore
-from nodeagent.redirect.rules import Family
+from nodeagent.netfilter.rule import Family
 from tests.agent.processes import Node
 from tests.agent.ztunnels import reconnected
 from tests.capabilities import Grant, granted

@@ -15,9 +15,9 @@ import nftables
 from pyroute2.netlink.rtnl import RTM_NEWRULE
 
 from nodeagent.linux.netlink import NLM_F_CREATE, Netlink
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.in_pod import inspect
 from nodeagent.redirect.routes import PolicyRule
-from nodeagent.redirect.rules import Family
 from tests.agent.processes import Node
 from tests.agent.test_life import wanted
 from tests.agent.ztunnels import reconnected

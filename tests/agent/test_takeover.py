@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from nodeagent.netfilter.iptables_programs import Variant
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.in_pod import inspect
-from nodeagent.redirect.rules import Family
 from tests.agent.processes import Node
 from tests.agent.test_backends import BACKENDS
 from tests.agent.ztunnels import reconnected

@@ -18,7 +18,7 @@ from nodeagent import kernel
 kernel.setns(namespace, kernel.CLONE_NEWNET)
 open("/proc/thread-self/net/ip_tables_names").read()
 from nodeagent.netfilter.iptables_programs import Variant, save
-from nodeagent.redirect.rules import Family
+from nodeagent.netfilter.rule import Family
 assert "*nat" in save(Variant.LEGACY, Family.V4)
 """
 """Look for the legacy tables of a pod."""

@@ -5,10 +5,10 @@ import struct
 from ipaddress import IPv4Address
 
 from nodeagent.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Netlink, attribute
+from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 
 UDP = socket.SOCK_DGRAM
 
-_NETLINK_NETFILTER = 12
 # linux/netfilter/nfnetlink_conntrack.h
 _CT_NEW, _CT_DELETE = 1 << 8, 1 << 8 | 2
 _NESTED = 0x8000
@@ -31,7 +31,7 @@ def fill() -> None:
     with open("/proc/sys/net/netfilter/nf_conntrack_max", encoding="ascii") as limit:
         missing = int(limit.read())
     template = b"".join(_entry(number) for number in range(_AT_ONCE))
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
         for number in range(-(-missing // _AT_ONCE)):
             client = _TEMPLATE + number
             netlink.send(template.replace(_TEMPLATE.packed, client.packed))
@@ -40,7 +40,7 @@ def fill() -> None:
 def make_room() -> None:
     """Remove the entries that `fill` has made, and none of a connection that came meanwhile."""
     mark = attribute(_MARK, _OURS) + attribute(_MARK_MASK, b"\xff" * 4)
-    with Netlink(_NETLINK_NETFILTER) as netlink:
+    with Netlink(NETLINK_NETFILTER) as netlink:
         netlink.request(_CT_DELETE, 0, bytes(4) + mark)
 
 

@@ -12,6 +12,7 @@ import nftables
 
 from nodeagent.linux import syscalls as kernel
 from nodeagent.mesh.pod import IPAddress, Pod, PodUID
+from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER, NFNLGRP_NFTABLES
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import HostProbes
@@ -23,9 +24,6 @@ PROBE_V4 = IPv4Address("169.254.7.127")
 PROBE_V6 = IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
 TABLE = "inet istio-ambient-nat"
 SET_V4, SET_V6 = "istio-inpod-probes-v4", "istio-inpod-probes-v6"
-
-_NETLINK_NETFILTER = 12
-_NFNLGRP_NFTABLES = 7
 
 
 class Host:
@@ -73,8 +71,8 @@ class Host:
         """Hear of every change to the rules; the call returns the kinds of messages so far."""
 
         def listen() -> socket.socket:
-            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-            made.bind((0, 1 << _NFNLGRP_NFTABLES - 1))
+            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+            made.bind((0, 1 << NFNLGRP_NFTABLES - 1))
             made.setblocking(False)
             return made
 

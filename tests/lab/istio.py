@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from nodeagent.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, attribute
 from nodeagent.netfilter.iptables_programs import Variant, restore
-from nodeagent.redirect.rules import Family
+from nodeagent.netfilter.rule import Family
 from tests.lab.ipsets import IptablesHost
 from tests.lab.pod import Pod
 from tests.lab.xtables import ISTIO, inside

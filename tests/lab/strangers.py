@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from nodeagent.netfilter.iptables_programs import Variant, restore
-from nodeagent.redirect.rules import Family
+from nodeagent.netfilter.rule import Family
 from tests.lab.pod import Pod
 from tests.lab.xtables import SIDECAR, SIDECAR_NFT, inside, listing
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from nodeagent.netfilter.iptables_programs import Variant, save
-from nodeagent.redirect.rules import Family
+from nodeagent.netfilter.rule import Family
 from tests.lab.pod import Pod
 from tests.lab.spec import spec
 

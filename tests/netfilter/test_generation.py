@@ -9,11 +9,12 @@ import pytest
 from nodeagent.config import load
 from nodeagent.mesh.pod import DNS_CAPTURE, PodUID
 from nodeagent.mesh.pod import Pod as Workload
-from nodeagent.netfilter import nft_state as standing
 from nodeagent.netfilter.generation import own_generation
 from nodeagent.netfilter.iptables_programs import Variant
+from nodeagent.netfilter.nft_state import Tables
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
+from nodeagent.redirect import nft_backend
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import Intent
 from nodeagent.redirect.redirector import PodRedirector
@@ -47,10 +48,10 @@ async def test_quiet_rules_are_not_read(settled: Settled, monkeypatch: pytest.Mo
     """L25: the look of every minute costs next to nothing where nothing happens."""
     redirector, namespace = settled
 
-    def unreadable() -> standing.Tables:
+    def unreadable() -> Tables:
         raise AssertionError("read")
 
-    monkeypatch.setattr(standing, "read", unreadable)
+    monkeypatch.setattr(nft_backend, "read", unreadable)
     assert not (await redirector.ensure(namespace, WORKLOAD)).differed
 
 

@@ -10,11 +10,11 @@ from nodeagent.netfilter import iptables_programs
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant, save
 from nodeagent.netfilter.iptables_variant import find_variant
+from nodeagent.netfilter.rule import Family
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.iptables_backend import IptablesBackend
-from nodeagent.redirect.rules import Family
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 from tests.lab.xtables import SPEC, inside

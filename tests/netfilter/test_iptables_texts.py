@@ -7,19 +7,11 @@ from typing import Any
 
 import pytest
 
+from nodeagent.netfilter.iptables import render_rule
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain, find_chains
-from nodeagent.netfilter.iptables_variant import find_variant
-from nodeagent.probes.iptables_rules import parse_chain
-from nodeagent.redirect.iptables_rules import (
-    CHAINS,
-    Standing,
-    _render_rule,
-    has_rules_of_others,
-    render,
-    render_removal,
-)
-from nodeagent.redirect.rules import (
+from nodeagent.netfilter.iptables_variant import find_variant, has_rules_of_others
+from nodeagent.netfilter.rule import (
     Accept,
     Direction,
     Family,
@@ -27,11 +19,13 @@ from nodeagent.redirect.rules import (
     Is,
     Mark,
     Not,
-    PodRedirect,
     Protocol,
     Rule,
     Table,
 )
+from nodeagent.probes.iptables_rules import parse_chain
+from nodeagent.redirect.iptables_rules import CHAINS, Standing, render, render_removal
+from nodeagent.redirect.rules import PodRedirect
 
 SPEC = PodRedirect(
     ipv6=True,
@@ -147,7 +141,7 @@ def test_no_condition_of_a_rule_is_passed_over() -> None:
     optional = {each.name for each in fields(Rule)} - {"table", "hook", "families", "verdict"}
     assert CONDITIONS.keys() == optional
     whole = replace(rule, **CONDITIONS)
-    assert _render_rule(whole) == (
+    assert render_rule(whole) == (
         "-i tap0 ! -o lo -s 10.0.0.1 ! -d 127.0.0.0/8 -p tcp"
         " -m tcp --sport 53 ! --dport 15008 --tcp-flags FIN,SYN,RST,ACK SYN"
         " -m mark --mark 0x539/0xfff -m connmark --mark 0x111/0xfff"

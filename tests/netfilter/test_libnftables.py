@@ -10,9 +10,10 @@ import pytest
 
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.libnftables import Library
-from nodeagent.netfilter.nft_state import read
+from nodeagent.netfilter.nft import apply
 from nodeagent.netfilter.scratch import in_scratch_namespace
-from nodeagent.redirect.nft_rules import TABLE_NAMES, apply, render
+from nodeagent.redirect.nft_backend import read
+from nodeagent.redirect.nft_rules import TABLE_NAMES, render
 from tests.descriptors import open_descriptors
 from tests.eventually import eventually
 from tests.lab.spec import spec
@@ -21,7 +22,7 @@ _CROWDED = """
 import os, sys
 from nodeagent.linux.fd_limit import raise_nofile_limit
 from nodeagent.probes.nft_table import ProbeTable
-from nodeagent.redirect.nft_rules import apply
+from nodeagent.netfilter.nft import apply
 from nodeagent.netfilter.scratch import in_scratch_namespace
 
 def work():

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from nodeagent.mesh.overrides import MAX_INTERFACES
 from nodeagent.netfilter import nft_batch as batch
 from nodeagent.netfilter.errors import RedirectError
-from nodeagent.netfilter.nft_state import Tables, read, reference
+from nodeagent.netfilter.nft_state import Tables
 from nodeagent.netfilter.scratch import in_scratch_namespace
 from nodeagent.redirect import nft_rules as nftables
+from nodeagent.redirect.nft_backend import read, reference
 from nodeagent.redirect.rules import PodRedirect
 from tests.lab.pod import Pod
 from tests.lab.spec import spec
@@ -160,6 +161,6 @@ def test_a_message_without_sense_is_refused() -> None:
     with pytest.raises(RedirectError, match=errno.errorcode[errno.EINVAL]):
         in_scratch_namespace(
             lambda: batch.replace(
-                (), {"t": replace(reference(spec())[NAT], settings=b"", layout=b"")}
+                (), {"t": replace(reference(spec())[NAT], settings=b"", comment=b"")}
             )
         )

@@ -14,10 +14,11 @@ from nodeagent.linux.netlink import Attributes, attribute, attributes
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_legacy import parse
 from nodeagent.netfilter.iptables_save import find_chains, statements
+from nodeagent.netfilter.iptables_variant import has_rules_of_others
 from nodeagent.netfilter.nft_state import leads_to
+from nodeagent.netfilter.rule import Family, Hook
 from nodeagent.probes.iptables_rules import parse_chain
-from nodeagent.redirect.iptables_rules import CHAINS, has_rules_of_others
-from nodeagent.redirect.rules import Family, Hook
+from nodeagent.redirect.iptables_rules import CHAINS
 
 HOOKS = {hook.upper(): name for hook, name in CHAINS.items()}
 PLACES = dict.fromkeys(Hook, (0, 200))

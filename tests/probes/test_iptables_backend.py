@@ -13,6 +13,7 @@ from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant, restore, save
+from nodeagent.netfilter.rule import Family
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes import ipsets as probe_ipsets
 from nodeagent.probes import iptables_backend as probes_iptables
@@ -20,7 +21,6 @@ from nodeagent.probes import iptables_rules as probe_chains
 from nodeagent.probes.host_probes import HostProbesError
 from nodeagent.probes.migration import TakingOver
 from nodeagent.probes.nft_rules import ProbeRules
-from nodeagent.redirect.rules import Family
 from tests.lab.host import PROBE_V4, PROBE_V6, SET_V4, SET_V6, enrolled
 from tests.lab.ipsets import IptablesHost, new_iptables_host, probes_in
 

@@ -11,11 +11,11 @@ import pytest
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant
+from nodeagent.netfilter.rule import Family
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes import migration as probe_takeover
 from nodeagent.probes import removal as probe_removal
 from nodeagent.probes.iptables_rules import ProbeChains, read_chains
-from nodeagent.redirect.rules import Family
 from tests.eventually import eventually
 from tests.lab.host import PROBE_V4, SET_V4, SET_V6, TABLE, enrolled
 from tests.lab.ipsets import KINDS, IptablesHost, new_iptables_host, probes_in

@@ -7,9 +7,9 @@ import pytest
 
 from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.netfilter.iptables_variant import find_variant
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.iptables_backend import IptablesBackend
-from nodeagent.redirect.rules import Family
 from tests.lab.apps import ask, conversation, echo_app
 from tests.lab.pod import Pod
 from tests.lab.xtables import FOREIGN, ISTIO, SPEC, inside, listing, marked, section

@@ -20,11 +20,11 @@ from nodeagent.config import Settings
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import REROUTE_VIRTUAL_INTERFACES, PodUID
 from nodeagent.mesh.pod import Pod as MeshPod
-from nodeagent.netfilter.nft_state import read
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.nft_backend import read
 from nodeagent.redirect.redirector import PodRedirector
 from tests.lab import conntrack
 from tests.lab.apps import ask, echo_app
@@ -204,7 +204,7 @@ async def test_older_nft_reads_what_we_wrote(
     copy.shell(f"nft {form} -f -", stdin=listing)
     have, want = copy.run(read), pod.run(read)
     if form == "-j":  # it leaves out what is written on a table
-        want = {name: replace(table, layout=b"") for name, table in want.items()}
+        want = {name: replace(table, comment=b"") for name, table in want.items()}
     assert have == want
 
 

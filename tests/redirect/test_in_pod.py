@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from nodeagent.netfilter import nft
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.redirect import nft_rules as nftables
 from nodeagent.redirect.in_pod import ensure, inspect, remove
@@ -67,7 +68,7 @@ def _replaced(old: str, new: str) -> Callable[[Pod], object]:
     def change(pod: Pod) -> None:
         text = nftables.render(WANTED)
         assert old in text
-        pod.run(lambda: nftables.apply(text.replace(old, new)))
+        pod.run(lambda: nft.apply(text.replace(old, new)))
 
     return change
 
@@ -214,7 +215,7 @@ def test_a_refused_transaction_changes_nothing(pod: Pod) -> None:
     before = everything(pod)
     text = nftables.render(spec()) + "delete table inet never-was\n"
     with pytest.raises(RedirectError, match=r"ENOENT.* at: delete table inet never-was"):
-        pod.run(lambda: nftables.apply(text))
+        pod.run(lambda: nft.apply(text))
     assert everything(pod) == before
 
 

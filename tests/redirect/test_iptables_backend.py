@@ -9,10 +9,11 @@ import pytest
 
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant, restore, save
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.iptables_rules import render
 from nodeagent.redirect.iptables_state import read
-from nodeagent.redirect.rules import Family, PodRedirect
+from nodeagent.redirect.rules import PodRedirect
 from tests.lab.apps import ask, conversation, echo_app
 from tests.lab.pod import Pod
 from tests.lab.spec import spec

@@ -11,10 +11,11 @@ import structlog
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.netfilter.iptables_variant import find_variant
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.iptables_backend import IptablesBackend
-from nodeagent.redirect.rules import Family, PodRedirect
+from nodeagent.redirect.rules import PodRedirect
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 from tests.lab.xtables import SPEC, inside, listing

@@ -6,10 +6,10 @@ import pytest
 
 from nodeagent.netfilter.errors import RedirectError
 from nodeagent.netfilter.iptables_programs import Variant, restore
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.iptables_backend import IptablesBackend
-from nodeagent.redirect.rules import Family
 from tests.lab.pod import Pod
 from tests.lab.strangers import NAT, STRANGERS, everything, sidecar
 from tests.lab.xtables import ISTIO, ISTIO_TPROXY, SPEC, inside, listing

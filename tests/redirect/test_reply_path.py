@@ -13,11 +13,11 @@ from pyroute2.netlink.rtnl import RTM_GETRULE, RTM_NEWRULE
 
 from nodeagent.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink
 from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.backend import Backend, Backends
 from nodeagent.redirect.in_pod import ensure, inspect, remove
 from nodeagent.redirect.reply_path import plan
 from nodeagent.redirect.routes import PolicyRule, read_rules
-from nodeagent.redirect.rules import Family
 from tests.lab.apps import IPAddress, ask, echo_app
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod

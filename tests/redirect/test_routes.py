@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.linux.netlink import attribute
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.routes import (
     LocalRoute,
     PolicyRule,
@@ -18,7 +19,6 @@ from nodeagent.redirect.routes import (
     parse_rule,
     preference,
 )
-from nodeagent.redirect.rules import Family
 
 READERS = (parse_rule, parse_route, lookup, preference, destination)
 RULES = [

@@ -2,9 +2,7 @@
 
 import pytest
 
-from nodeagent.redirect.rules import (
-    REPLY_MARK,
-    ZTUNNEL_MARK,
+from nodeagent.netfilter.rule import (
     Accept,
     Direction,
     Family,
@@ -19,8 +17,8 @@ from nodeagent.redirect.rules import (
     SetZone,
     Table,
     Verdict,
-    pod_rules,
 )
+from nodeagent.redirect.rules import REPLY_MARK, ZTUNNEL_MARK, pod_rules
 from tests.lab.spec import PROBE_V4, PROBE_V6, spec
 
 

@@ -15,8 +15,8 @@ import nftables
 
 from nodeagent.linux import syscalls as kernel
 from nodeagent.linux.netlink import Netlink
+from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.routes import PolicyRule, parse_rule, read_rules
-from nodeagent.redirect.rules import Family
 from tests.eventually import PATIENCE
 from tests.lab.pod import call_in_thread
 from tests.tools.bench.node import Node, Pod

@@ -11,12 +11,12 @@ import struct
 from dataclasses import dataclass
 
 from nodeagent.linux.netlink import NLM_F_ACK, NLM_F_REQUEST, Netlink
+from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 from nodeagent.netfilter.nft_batch import creation, packet
-from nodeagent.netfilter.nft_state import read
+from nodeagent.redirect.nft_backend import read
 from nodeagent.redirect.routes import LocalRoute, PolicyRule
 from nodeagent.redirect.rules import PodRedirect
 
-_NETLINK_NETFILTER = 12
 _NLMSG_ERROR = 2
 _HEADER = struct.Struct("=IHHII")
 
@@ -42,7 +42,7 @@ class Floor:
     def send(self) -> None:
         """Make it stand in the calling thread's namespace. Raises ``OSError``."""
         _exchange(socket.NETLINK_ROUTE, self.routes, self.route_answers)
-        _exchange(_NETLINK_NETFILTER, self.rules, 1)
+        _exchange(NETLINK_NETFILTER, self.rules, 1)
 
 
 class _Recorder(Netlink):

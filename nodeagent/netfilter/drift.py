@@ -5,9 +5,11 @@ import contextlib
 import socket
 from collections.abc import Callable
 
-_NETLINK_NETFILTER = 12
-# linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES; linux/rtnetlink.h: RTNLGRP_…, as bits.
-_NFTABLES = 1 << (7 - 1)
+from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER, NFNLGRP_NFTABLES
+
+# Groups as bits; those of routes are linux/rtnetlink.h's RTNLGRP_IPV4_ROUTE and _RULE, and
+# the same for IPv6.
+_NFTABLES = 1 << (NFNLGRP_NFTABLES - 1)
 _ROUTES_AND_RULES = 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (19 - 1)
 _RECEIVE_BUFFER = 8 * 1024
 """Bytes; what overflows is no loss: that something changed is all that is asked."""
@@ -60,13 +62,13 @@ def open_sockets() -> tuple[socket.socket, ...]:
     Raises ``OSError``.
     """
     return _all_subscribed(
-        (_NETLINK_NETFILTER, _NFTABLES), (socket.NETLINK_ROUTE, _ROUTES_AND_RULES)
+        (NETLINK_NETFILTER, _NFTABLES), (socket.NETLINK_ROUTE, _ROUTES_AND_RULES)
     )
 
 
 def open_rule_sockets() -> tuple[socket.socket, ...]:
     """Subscribe to changes of nftables' rules and sets only. Raises ``OSError``."""
-    return _all_subscribed((_NETLINK_NETFILTER, _NFTABLES))
+    return _all_subscribed((NETLINK_NETFILTER, _NFTABLES))
 
 
 def _all_subscribed(*wanted: tuple[int, int]) -> tuple[socket.socket, ...]:
