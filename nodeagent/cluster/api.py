@@ -15,8 +15,8 @@ __all__ = ["ApiError", "ApiServer", "NoClusterError"]
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
-MAX_LINE = 16 << 20
-"""Bytes of one line of a stream; etcd takes objects of 1.5 MB, which JSON makes larger."""
+MAX_OBJECT = 16 << 20
+"""Bytes of one object; etcd takes objects of 1.5 MB, which JSON makes larger."""
 _MAX_TEXT = 300
 _MAX_ERROR = 64 << 10
 _TIMEOUT = 30.0
@@ -101,11 +101,24 @@ class ApiServer:
         accept: str = JSON,
         timeout: float = _TIMEOUT,  # noqa: ASYNC109 - part of what is asked
     ) -> dict[str, Any]:
-        """Ask for an object or a list, for `timeout` seconds. Raises ``ApiError``."""
+        """Ask for an object, for `timeout` seconds. Raises ``ApiError``."""
         async with self._asked(
             "GET", _url(path, params), headers={"Accept": accept}, limit=_limit(timeout)
         ) as response:
             return await _object(response)
+
+    @contextlib.asynccontextmanager
+    async def download(
+        self, path: str, *, params: Mapping[str, str], accept: str
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Ask for an answer of any size, and return its body piece by piece as it arrives.
+
+        Raises ``ApiError``, in the block too.
+        """
+        async with self._asked(
+            "GET", _url(path, params), headers={"Accept": accept}, limit=_limit(_TIMEOUT)
+        ) as response:
+            yield _pieces(response.content)
 
     async def patch(
         self,
@@ -229,12 +242,26 @@ def _drop(response: aiohttp.ClientResponse) -> None:
 
 async def _object(response: aiohttp.ClientResponse) -> dict[str, Any]:
     try:
-        value = json.loads(await response.read())
+        value = json.loads(await _body(response))
     except (ValueError, RecursionError) as error:
         raise ApiError(f"the answer is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ApiError("the answer is not an object")
     return value
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in _pieces(response.content):
+        body += piece
+        if len(body) > MAX_OBJECT:
+            raise GarbledError(f"an object of more than {MAX_OBJECT} bytes")
+    return bytes(body)
+
+
+async def _pieces(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    while piece := await content.readany():
+        yield piece
 
 
 def _notice_a_dead_peer(response: aiohttp.ClientResponse) -> None:
@@ -254,8 +281,8 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
                 yield bytes(line)
                 line.clear()
             line += part
-            if len(line) > MAX_LINE:
-                raise GarbledError(f"a line of more than {MAX_LINE} bytes")
+            if len(line) > MAX_OBJECT:
+                raise GarbledError(f"a line of more than {MAX_OBJECT} bytes")
 
 
 async def _chunk(content: aiohttp.StreamReader) -> bytes:

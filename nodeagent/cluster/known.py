@@ -168,10 +168,14 @@ def version_of(raw: Any) -> str:
 
 
 def number(raw: Any) -> int:
+    """The version of an object as a number: see `as_number`."""
+    return as_number(version_of(raw))
+
+
+def as_number(version: str) -> int:
     """The version as a number: of two states of an object the later has the greater one.
 
     The API reference has allowed that since Kubernetes 1.35, of etcd's revisions, which they
     are everywhere. 0 for anything else: then the watch and the lists are right, always.
     """
-    version = version_of(raw)
     return int(version) if version.isascii() and version.isdecimal() else 0

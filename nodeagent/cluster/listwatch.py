@@ -23,14 +23,15 @@ from nodeagent.cluster.api import (
     SilenceError,
     status_error,
 )
-from nodeagent.cluster.known import Found, Gone, Known, Seen, number, version_of
+from nodeagent.cluster.known import Found, Gone, Known, Seen, as_number, number, version_of
+from nodeagent.cluster.object_list import ObjectList
 from nodeagent.cluster.projection import Raw
 from nodeagent.mesh.backoff import Backoff
 
 log = structlog.get_logger()
 
 PAGE = 500
-"""Objects in one answer to a list, as client-go asks for."""
+"""Objects in one answer to a list, as client-go asks for; the API server's cache sends all."""
 WATCH_TIME = 300.0
 """Seconds after which the server ends a watch, at the least; at most twice that."""
 SILENCE = 150.0
@@ -59,8 +60,6 @@ _UNKNOWN_USER = 401
 _NOT_THE_VERSION = frozenset({None, 401, 403, 429})
 _TOO_LARGE = "ResourceVersionTooLarge"
 """The server's word where it knows no version as new as the one that was asked for."""
-_AT_A_TIME = 100
-"""Objects of a list that are read before others have their turn: some 5 ms."""
 
 T = TypeVar("T")
 
@@ -188,22 +187,20 @@ class ListWatch(Generic[T]):
         found: dict[str, Found[T]] = {}
         params = {**self._resource.selector, **self._freshness()}
         while True:
-            page = await self._api.get(
+            async with self._api.download(
                 self._resource.path, params=params, accept=self._resource.list_accept
-            )
-            items, version, more = _page(page)
-            for index, raw in enumerate(items):
-                if index % _AT_A_TIME == 0:
-                    await asyncio.sleep(0)
-                if (read := self._known.read(raw)) is not None:
-                    key, value = read
-                    found[key] = Found(value, number(raw))
-            if not more:
+            ) as pieces:
+                page = ObjectList(pieces)
+                async for raw in page.objects():
+                    if (read := self._known.read(raw)) is not None:
+                        key, value = read
+                        found[key] = Found(value, number(raw))
+            if not page.following:
                 break
             # The first page's version holds for all of them.
-            params = {**self._resource.selector, "limit": str(PAGE), "continue": more}
-        changes = self._known.become(found, number(page))
-        self._version = version
+            params = {**self._resource.selector, "limit": str(PAGE), "continue": page.following}
+        changes = self._known.become(found, as_number(page.version))
+        self._version = page.version
         self._consistent = False
         self._works()
         return changes
@@ -271,13 +268,3 @@ def _event(line: bytes) -> tuple[str, Any]:
     if kind == "ERROR":
         raise status_error(raw)
     return kind, raw
-
-
-def _page(page: Raw) -> tuple[list[Any], str, str]:
-    """The objects of a list, its version, and where it goes on, "" for nowhere."""
-    items, metadata = page.get("items"), page.get("metadata")
-    more = metadata.get("continue") if isinstance(metadata, dict) else None
-    version = version_of(page)
-    if not isinstance(items, list | None) or not isinstance(more, str | None) or not version:
-        raise GarbledError("a list came without its version, or in another shape")
-    return items or [], version, more or ""

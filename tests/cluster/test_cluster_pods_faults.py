@@ -260,7 +260,7 @@ async def test_broken_line(cluster: Cluster, line: bytes) -> None:
 
 async def test_giant_line(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line without end does not fill the memory; a deletion that it hid is found by a list."""
-    monkeypatch.setattr(api, "MAX_LINE", 100_000)
+    monkeypatch.setattr(api, "MAX_OBJECT", 100_000)
     cluster.make("a")
     async with following(cluster.config, cluster.node) as told:
         await cluster.watched()

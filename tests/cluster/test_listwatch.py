@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.cluster import listwatch, projection
-from nodeagent.cluster.api import JSON, ApiServer
+from nodeagent.cluster.api import ApiServer
 from nodeagent.cluster.known import Gone, Seen
 from nodeagent.cluster.listwatch import Listed, ListWatch, Resource
+from nodeagent.mesh.pod import Pod
 from tests.eventually import PATIENCE
 
 PODS = Resource(
@@ -37,17 +38,16 @@ class Scripted(ApiServer):
     def account(self) -> str:
         return "nobody"
 
-    async def get(
-        self,
-        path: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        accept: str = JSON,
-        timeout: float = 1.0,  # noqa: ASYNC109
-    ) -> dict[str, Any]:
-        del path, params, accept, timeout
-        answer: dict[str, Any] = self._lists.pop(0)
-        return answer
+    @contextlib.asynccontextmanager
+    async def download(
+        self, path: str, *, params: Mapping[str, str], accept: str
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        del path, params, accept
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield json.dumps(self._lists.pop(0)).encode()
+
+        yield pieces()
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -76,12 +76,12 @@ def event(kind: Any, raw: Any) -> bytes:
     return json.dumps({"type": kind, "object": raw}).encode()
 
 
-async def told(api: ApiServer, last: str) -> list[str]:
+async def told(api: ApiServer, last: str, resource: Resource[Pod] = PODS) -> list[str]:
     """What is told until the pod of the name `last` has been."""
     names: list[str] = []
     async with (
         asyncio.timeout(PATIENCE),
-        contextlib.aclosing(ListWatch(api, PODS).changes()) as changes,
+        contextlib.aclosing(ListWatch(api, resource).changes()) as changes,
     ):
         async for change in changes:
             match change:
@@ -168,6 +168,36 @@ async def test_any_list(items: Any, metadata: Any, more: Any) -> None:
     odd = {"items": [], "metadata": {"resourceVersion": "1", "continue": more}}
     api = Scripted([page, odd, *[follows] * 3], [event("ADDED", a_pod("last"))])
     assert (await told(api, "last"))[-1] == "last"
+
+
+async def test_list_is_read_while_it_arrives() -> None:
+    """No list is parsed in one go: an object is projected before the next one is sent (L34)."""
+    projected = asyncio.Event()
+
+    def project(raw: projection.Raw) -> Any:
+        projected.set()
+        return projection.pod(raw)
+
+    class Slow(Scripted):
+        @contextlib.asynccontextmanager
+        async def download(
+            self, path: str, *, params: Mapping[str, str], accept: str
+        ) -> AsyncIterator[AsyncIterator[bytes]]:
+            del path, params, accept
+
+            async def pieces() -> AsyncIterator[bytes]:
+                start, end = b'{"metadata":{"resourceVersion":"1"},"items":[', b"]}"
+                first, last = (json.dumps(a_pod(name)).encode() for name in ("first", "last"))
+                yield start + first + b","
+                await projected.wait()
+                yield last + end
+
+            yield pieces()
+
+    resource = Resource(
+        name="pods", path="/pods", selector={}, key=projection.pod_uid, project=project
+    )
+    assert await told(Slow([]), "last", resource) == ["first", "last"]
 
 
 async def test_our_own_fault() -> None:
