@@ -30,7 +30,7 @@ from nodeagent.netns.threads import NetnsThreads
 from nodeagent.netns.verify import Verifier, host_netns_ids
 from nodeagent.probes.migration import TakingOver
 from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.defaults import RedirectDefaults
 from nodeagent.redirect.redirector import PodRedirector
 from nodeagent.zds.book import Book
 
@@ -101,7 +101,7 @@ async def assembled(
         )
         redirector = PodRedirector(
             threads,
-            Intent.from_settings(settings),
+            RedirectDefaults.from_settings(settings),
             Backends.choose(variant),
             lambda uid: reconciler.on_drift(uid),  # noqa: PLW0108 - made below
         )

@@ -8,7 +8,7 @@ import structlog
 
 from nodeagent.config import Settings
 from nodeagent.mesh.errors import RetryError
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_variant import find_variant
 from nodeagent.netns.netns import Netns
@@ -47,7 +47,7 @@ async def iptables_variant(settings: Settings, threads: NetnsThreads) -> Variant
         find = partial(find_variant, forced, settings.cni_agent_run_dir)
         try:
             variant = await threads.run(host, find)
-        except RedirectError as error:
+        except RulesError as error:
             raise RetryError(f"FORCE_IPTABLES_BINARY is not set, and {error}") from error
     log.info("rules are written through iptables", variant=str(variant))
     return variant

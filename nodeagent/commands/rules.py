@@ -6,10 +6,10 @@ from nodeagent.cluster.manifest_folder import ManifestFolder
 from nodeagent.config import Settings, require_manifests
 from nodeagent.log import printable
 from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.defaults import RedirectDefaults
 from nodeagent.redirect.nft_rules import render
 from nodeagent.redirect.routes import LocalRoute, PolicyRule
-from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, PodRedirect
+from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, RedirectSpec
 
 
 class UnknownPodError(Exception):
@@ -36,12 +36,12 @@ _NO_POD = Pod(uid=PodUID(""), name="", namespace="")
 
 
 def _text(settings: Settings, pod: Pod) -> str:
-    spec, warnings = Intent.from_settings(settings).of(pod)
+    spec, warnings = RedirectDefaults.from_settings(settings).of(pod)
     notes = [*map(printable, warnings), *_routing(spec)]
     return "".join(f"# {note}\n" for note in notes) + render(spec)
 
 
-def _routing(spec: PodRedirect) -> Iterator[str]:
+def _routing(spec: RedirectSpec) -> Iterator[str]:
     for family in spec.families:
         ip = f"ip -{family.value.version}"
         yield f"{ip} {PolicyRule(family).command}"

@@ -25,7 +25,7 @@ _INTERFACE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@=-]{1,15}")
 class Overrides:
     """The redirection of one pod, as far as the pod decides it."""
 
-    ingress: bool
+    bypass_inbound: bool
     """Inbound traffic is not captured, outbound is."""
     dns_capture: bool
     reroute_interfaces: tuple[str, ...]
@@ -50,7 +50,7 @@ def pod_overrides(pod: Pod, *, dns_capture: bool) -> tuple[Overrides, tuple[str,
             return default
 
     overrides = Overrides(
-        ingress=boolean(BYPASS_INBOUND_CAPTURE, default=False),
+        bypass_inbound=boolean(BYPASS_INBOUND_CAPTURE, default=False),
         dns_capture=boolean(DNS_CAPTURE, default=dns_capture),
         reroute_interfaces=_interfaces(pod, warnings),
     )

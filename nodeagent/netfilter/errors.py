@@ -1,4 +1,9 @@
-"""The one way in which redirection fails, with what is missing where it is known."""
+"""The exceptions of whoever reads or writes rules and routes, and what the kernel's errnos mean.
+
+Functions that raise `RulesError` have turned the kernel's ``OSError`` into it with
+`wrap_oserror`, once, at the call: the message says what was being done and, where an errno
+has a known cause, what is missing.
+"""
 
 import errno
 from collections.abc import Iterator
@@ -20,25 +25,34 @@ _HINTS = {
 }
 
 
-class RedirectError(Exception):
-    """Rules or routes could not be read or written; what stood there stands. Worth a retry."""
+class RulesError(Exception):
+    """Rules or routes could not be read or written. Worth a retry.
+
+    How much was written before the error is said where the exception is raised. A
+    transaction of nftables is written whole or not at all. A text for iptables has a
+    transaction for each of its tables, and each family is a text of its own: those before
+    the one that failed are written.
+    """
 
 
-class LoopbackDownError(RedirectError):
+class LoopbackDownError(RulesError):
     """The pod's `lo` is down, as it is while the runtime takes a sandbox down: no route fits."""
 
 
 def explain(number: int) -> str:
-    """Say what the errno `number` means for redirection."""
+    """Return the name of the errno `number`, with what it means for rules where that is known."""
     name = errno.errorcode.get(number, str(number))
     return f"{name}: {_HINTS[number]}" if number in _HINTS else name
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Turn an ``OSError`` inside into a `RedirectError` that says what was being done."""
+def wrap_oserror(action: str) -> Iterator[None]:
+    """Turn an ``OSError`` inside into a `RulesError` that begins with "cannot `action`"."""
     try:
         yield
     except OSError as error:
-        kind = LoopbackDownError if error.errno == errno.ENETDOWN else RedirectError
-        raise kind(f"cannot {doing}: {explain(error.errno or 0)}") from error
+        kind = LoopbackDownError if error.errno == errno.ENETDOWN else RulesError
+        raise kind(f"cannot {action}: {explain(error.errno or 0)}") from error
+
+
+RedirectError, translated = RulesError, wrap_oserror  # until probes/ has the new names

@@ -1,7 +1,7 @@
 """The kernel's count of nftables transactions: while it stands still, so do all rules."""
 
 from nodeagent.linux.netlink import Netlink, attributes
-from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.netfilter.nfnetlink import (
     HEADER_SIZE,
     NETLINK_NETFILTER,
@@ -17,19 +17,19 @@ def generation(netlink: Netlink) -> int:
     """Ask the namespace that `netlink` was opened in, for 0.01 ms.
 
     It grows with each transaction, whoever makes it, and with nothing else. Raises
-    `RedirectError`.
+    `RulesError`.
     """
-    with translated("ask for the generation of the rules"):
+    with wrap_oserror("ask for the generation of the rules"):
         answer = netlink.get(NFT_MSG_GETGEN, header(NFPROTO_UNSPEC))
     found = dict(attributes(answer[HEADER_SIZE:])) if answer else {}
     if _GENERATION_ID not in found:
-        raise RedirectError("the kernel does not tell the generation of its rules")
+        raise RulesError("the kernel does not tell the generation of its rules")
     return int.from_bytes(found[_GENERATION_ID], "big")
 
 
 def own_generation() -> int:
-    """Ask the calling thread's namespace. Raises `RedirectError`."""
-    with translated("open a netfilter socket"):
+    """Ask the calling thread's namespace. Raises `RulesError`."""
+    with wrap_oserror("open a netfilter socket"):
         netlink = Netlink(NETLINK_NETFILTER)
     with netlink:
         return generation(netlink)

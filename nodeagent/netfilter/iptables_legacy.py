@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nodeagent.linux import syscalls as kernel
-from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.netfilter.iptables_save import Chain
 from nodeagent.netfilter.rule import Family, Hook
 
@@ -59,17 +59,17 @@ _LAYOUTS = {
 
 
 def table_names(family: Family) -> frozenset[str]:
-    """The tables that stand in the calling thread's namespace. Raises `RedirectError`."""
+    """The tables that stand in the calling thread's namespace. Raises `RulesError`."""
     path = _NAMES[family]
     try:
-        with translated("look for iptables' tables"), open(path, encoding="ascii") as names:
+        with wrap_oserror("look for iptables' tables"), open(path, encoding="ascii") as names:
             return frozenset(names.read().split())
-    except RedirectError as error:
+    except RulesError as error:
         if isinstance(error.__cause__, FileNotFoundError):  # a kernel without iptables-legacy
             return frozenset()
         if isinstance(error.__cause__, PermissionError):
             # The file belongs to the user namespace of the network namespace, with mode 0440.
-            raise RedirectError(
+            raise RulesError(
                 f"cannot read {path} of a pod in a user namespace of its own (hostUsers: false):"
                 " CAP_DAC_READ_SEARCH is missing"
             ) from error
@@ -77,7 +77,7 @@ def table_names(family: Family) -> frozenset[str]:
 
 
 def legacy_in_use(*families: Family) -> bool:
-    """Whether iptables-legacy has tables there, in any of `families`. Raises `RedirectError`."""
+    """Whether iptables-legacy has tables there, in any of `families`. Raises `RulesError`."""
     return any(map(table_names, families))
 
 
@@ -85,10 +85,10 @@ def read_chains(family: Family, table: str, names: dict[Hook, str]) -> dict[Hook
     """Read the chains `names` of `table`, which stands, each called from its hook's own chain.
 
     A chain that is empty, and there only because somebody else's rule leads to it, is left
-    out. Raises `RedirectError`.
+    out. Raises `RulesError`.
     """
     layout = _LAYOUTS[family]
-    with translated(f"read iptables-legacy's table {table}"):
+    with wrap_oserror(f"read iptables-legacy's table {table}"):
         places, entries = _get(layout, table)
     if not any(name.encode() + b"\0" in entries for name in names.values()):
         return {}
@@ -98,11 +98,11 @@ def read_chains(family: Family, table: str, names: dict[Hook, str]) -> dict[Hook
 def parse(
     family: Family, entries: bytes, places: "Places", names: dict[Hook, str]
 ) -> dict[Hook, Chain[bytes]]:
-    """Find the chains `names` in a table as the kernel hands it out. Raises `RedirectError`."""
+    """Find the chains `names` in a table as the kernel hands it out. Raises `RulesError`."""
     try:
         return dict(_chains(_LAYOUTS[family], entries, places, names))
     except (struct.error, IndexError, ValueError) as error:
-        raise RedirectError("iptables-legacy's table has an unknown form") from error
+        raise RulesError("iptables-legacy's table has an unknown form") from error
 
 
 Places = dict[Hook, tuple[int, int]]

@@ -11,7 +11,7 @@ import subprocess
 from enum import StrEnum
 from functools import lru_cache
 
-from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.netfilter.rule import Family
 
 _PROGRAMS = {Family.V4: "iptables", Family.V6: "ip6tables"}
@@ -35,7 +35,7 @@ class Variant(StrEnum):
 
 
 def save(variant: Variant, family: Family) -> str:
-    """Return the listing of all tables that are there. Raises `RedirectError`.
+    """Return the listing of all tables that are there. Raises `RulesError`.
 
     With `Variant.LEGACY` only after the kernel was seen to have such tables: on some
     kernels and versions a mere look makes them (L7).
@@ -46,7 +46,7 @@ def save(variant: Variant, family: Family) -> str:
 def list_chain(variant: Variant, family: Family, table: str, chain: str) -> str:
     """Return the listing of one chain, which stands, as ``-S`` prints it.
 
-    With `Variant.NFT` it costs nothing what others have beside it. Raises `RedirectError`.
+    With `Variant.NFT` it costs nothing what others have beside it. Raises `RulesError`.
     """
     return _run(f"{_PROGRAMS[family]}-{variant}", ("-t", table, "-S", chain), "")
 
@@ -54,7 +54,7 @@ def list_chain(variant: Variant, family: Family, table: str, chain: str) -> str:
 def restore(variant: Variant, family: Family, text: str) -> None:
     """Apply `text`, one transaction for each of its tables.
 
-    Raises `RedirectError`; a table that was refused is as it was then, and so are
+    Raises `RulesError`; a table that was refused is as it was then, and so are
     those after it.
     """
     # Only legacy has the lock; the other takes the option and ignores it.
@@ -65,7 +65,7 @@ def restore(variant: Variant, family: Family, text: str) -> None:
 def _run(name: str, options: tuple[str, ...], text: str) -> str:
     program = _path(name)
     try:
-        with translated(f"start {program}"):
+        with wrap_oserror(f"start {program}"):
             done = subprocess.run(
                 [program, *options],
                 input=text,
@@ -78,19 +78,19 @@ def _run(name: str, options: tuple[str, ...], text: str) -> str:
                 check=False,
             )
     except subprocess.TimeoutExpired as error:
-        raise RedirectError(f"{name} did not end within {_DEADLINE:g} s") from error
+        raise RulesError(f"{name} did not end within {_DEADLINE:g} s") from error
     if done.returncode != 0:
         reason = _reason(done.returncode, done.stderr, text)
         raw = "-legacy" in name or _SETS_SOCKET in reason
         lacking = "; CAP_NET_RAW is missing" if raw and _lacks_net_raw() else ""
-        raise RedirectError(f"{name} failed: {reason}{lacking}")
+        raise RulesError(f"{name} failed: {reason}{lacking}")
     return done.stdout
 
 
 def _path(name: str) -> str:
     path = _find(name, f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}")
     if path is None:
-        raise RedirectError(f"{name} is not installed (package iptables)")
+        raise RulesError(f"{name} is not installed (package iptables)")
     return path
 
 

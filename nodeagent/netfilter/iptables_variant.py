@@ -4,7 +4,7 @@ import os
 
 import structlog
 
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_legacy import legacy_in_use
 from nodeagent.netfilter.iptables_programs import Variant, save
 from nodeagent.netfilter.iptables_save import statements
@@ -19,7 +19,7 @@ def find_variant(forced: Variant | None, directory: str) -> Variant:
     """Return `forced`; else what `directory` remembers; else what the host's rules are written in.
 
     The last is remembered there. Works in the network namespace of the thread that
-    calls it, which has to be the host's. Raises `RedirectError` where the host's rules
+    calls it, which has to be the host's. Raises `RulesError` where the host's rules
     cannot be listed, and ``OSError`` where nothing can be remembered.
     """
     if forced is not None:
@@ -38,13 +38,13 @@ def host_uses_legacy() -> bool:
 
     A table alone says nothing: somebody's look has made it. Our own rules say nothing
     either, or a choice would confirm itself. IPv6's rules are no reason to stop where they
-    cannot be listed. Raises `RedirectError`.
+    cannot be listed. Raises `RulesError`.
     """
     for family in Family:
         try:
             if legacy_in_use(family) and has_rules_of_others(save(Variant.LEGACY, family)):
                 return True
-        except RedirectError as error:
+        except RulesError as error:
             if family is Family.V4:
                 raise
             log.warning(

@@ -13,7 +13,7 @@ import threading
 import nftables
 
 from nodeagent.linux import fd_limit as descriptors
-from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 
 
@@ -24,7 +24,7 @@ class Library:
     """
 
     def __init__(self) -> None:
-        """Start the library's thread. Raises `RedirectError` where there is no nftables."""
+        """Start the library's thread. Raises `RulesError` where there is no nftables."""
         self._texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[str | OSError | None] = queue.SimpleQueue()
         # A new thread is in the network namespace of the one that starts it.
@@ -32,19 +32,19 @@ class Library:
         self._closed = False
         failure = self._answers.get()
         if isinstance(failure, OSError):
-            with translated("open a netfilter socket"):
+            with wrap_oserror("open a netfilter socket"):
                 raise failure
 
     def apply(self, text: str) -> None:
         """Hand `text` to the kernel as one transaction; nothing has changed if it raises.
 
-        Raises `RedirectError` with all that the library says.
+        Raises `RulesError` with all that the library says.
         """
         assert not self._closed, "closed"  # noqa: S101 - a mistake of ours, no fault
         self._texts.put(text)
         refusal = self._answers.get()
         if refusal is not None:
-            raise RedirectError(str(refusal))
+            raise RulesError(str(refusal))
 
     def close(self) -> None:
         """End the thread, and with it the library's socket. Idempotent."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
-from nodeagent.netfilter.errors import RedirectError, explain
+from nodeagent.netfilter.errors import RulesError, explain
 from nodeagent.netfilter.libnftables import Library
 from nodeagent.netfilter.rule import (
     Accept,
@@ -41,15 +41,15 @@ def render_removal(names: Iterable[str]) -> str:
 def apply(text: str) -> None:
     """Hand `text` to the kernel as one transaction, in the calling thread's namespace.
 
-    Raises `RedirectError`; nothing has changed then.
+    Raises `RulesError`; nothing has changed then.
     """
     # The library's socket stays where it was opened, so it lives for this call only.
     # Of several lines it shows the first in an error, so it gets one.
     library = Library()
     try:
         library.apply(text.replace("\n", ";").replace("\t", " "))
-    except RedirectError as error:
-        raise RedirectError(_explain_refusal(str(error))) from error
+    except RulesError as error:
+        raise RulesError(_explain_refusal(str(error))) from error
     finally:
         library.close()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nodeagent.linux.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST
-from nodeagent.netfilter.errors import RedirectError, explain, translated
+from nodeagent.netfilter.errors import RulesError, explain, wrap_oserror
 from nodeagent.netfilter.nfnetlink import (
     NETLINK_NETFILTER,
     NFNL_MSG_BATCH_BEGIN,
@@ -56,7 +56,7 @@ def replace(standing: Iterable[str], wanted: Tables) -> None:
     """Put `wanted` in the place of the tables `standing`, in the calling thread's namespace.
 
     A table of `wanted` that is not named in `standing` must not be there: who has
-    looked, and was overtaken, looks again. Raises `RedirectError`; nothing has
+    looked, and was overtaken, looks again. Raises `RulesError`; nothing has
     changed then.
     """
     _commit([*removal(standing), *creation(wanted)])
@@ -120,7 +120,7 @@ def packet(messages: Sequence[Message]) -> bytes:
 def _commit(messages: Sequence[Message]) -> None:
     data = packet(messages)
     with (
-        translated("write the rules"),
+        wrap_oserror("write the rules"),
         socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
         ) as netlink,
@@ -140,10 +140,10 @@ def _commit(messages: Sequence[Message]) -> None:
                 return
 
 
-def _refusal(messages: Sequence[Message], number: int, code: int) -> RedirectError:
+def _refusal(messages: Sequence[Message], number: int, code: int) -> RulesError:
     # The beginning, number 0, stands for the whole.
     place = f"; at: {messages[number - 1].what}" if number else ""
-    return RedirectError(f"nftables refused the rules: {explain(code)}{place}")
+    return RulesError(f"nftables refused the rules: {explain(code)}{place}")
 
 
 def _encoded(kind: int, flags: int, number: int, body: bytes) -> bytes:

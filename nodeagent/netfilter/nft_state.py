@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from nodeagent.linux.netlink import Attributes, MalformedError, Netlink, attribute, attributes
-from nodeagent.netfilter.errors import translated
+from nodeagent.netfilter.errors import wrap_oserror
 from nodeagent.netfilter.nfnetlink import (
     HEADER_SIZE,
     NETLINK_NETFILTER,
@@ -79,9 +79,9 @@ Tables = Mapping[str, TableState]
 def read_tables(names: Iterable[str], chains: Sequence[str]) -> Tables:
     """Read the tables `names` of the calling thread's netns, those that are there.
 
-    `chains` are the chains that they may have, see `read_table`. Raises `RedirectError`.
+    `chains` are the chains that they may have, see `read_table`. Raises `RulesError`.
     """
-    with translated("read the rules"), Netlink(NETLINK_NETFILTER) as netlink:
+    with wrap_oserror("read the rules"), Netlink(NETLINK_NETFILTER) as netlink:
         tables = {name: read_table(netlink, name, chains) for name in names}
         return {name: table for name, table in tables.items() if table is not None}
 

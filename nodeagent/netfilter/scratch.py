@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from nodeagent.linux import syscalls as kernel
-from nodeagent.netfilter.errors import translated
+from nodeagent.netfilter.errors import wrap_oserror
 
 T = TypeVar("T")
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 def in_scratch_namespace(function: Callable[[], T]) -> T:
     """Call `function` in a new network namespace, which ends with the thread made for it.
 
-    Raises `RedirectError` where none can be made, and whatever `function` raises.
+    Raises `RulesError` where none can be made, and whatever `function` raises.
     """
     result: Future[T] = Future()
 
     def work() -> None:
         try:
-            with translated("make a network namespace for comparison"):
+            with wrap_oserror("make a network namespace for comparison"):
                 kernel.unshare(kernel.CLONE_NEWNET)
             result.set_result(function())
         except Exception as error:  # noqa: BLE001 - raised again in the caller

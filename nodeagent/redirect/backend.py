@@ -3,30 +3,30 @@
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.generation import own_generation
 from nodeagent.netfilter.iptables_legacy import legacy_in_use
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.nft_backend import NftablesBackend
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 
 class Backend(Protocol):
     """The rules of pods in one of the kernel's languages.
 
     Every method works in the network namespace of the thread that calls it, looks
-    before it touches anything, and raises `RedirectError`.
+    before it touches anything, and raises `RulesError`.
     """
 
     counted: bool
     """Whether the kernel counts changes of these rules; see `generation`."""
 
-    def inspect(self, spec: PodRedirect) -> tuple[str, ...]:
+    def inspect(self, spec: RedirectSpec) -> tuple[str, ...]:
         """Say what differs from `spec`; empty where all is as intended."""
 
-    def ensure(self, spec: PodRedirect) -> tuple[str, ...]:
+    def ensure(self, spec: RedirectSpec) -> tuple[str, ...]:
         """Make `spec` true; return what differed before, empty where nothing was touched."""
 
     def stands(self) -> bool:
@@ -74,13 +74,13 @@ class Backends:
         for other in self.others:
             try:
                 stands = other.stands()
-            except RedirectError as error:
+            except RulesError as error:
                 unseen.append(f"{other} cannot be looked at: {error}")
                 continue
             try:
                 if stands and other.remove():
                     removed.append(_unwanted(other))
-            except RedirectError as error:
+            except RulesError as error:
                 left.append(f"rules in {other} cannot be removed: {error}")
         return Swept(tuple(removed), tuple(left), tuple(unseen))
 
@@ -94,7 +94,7 @@ class Backends:
             if not self.chosen.counted or legacy_in_use(*Family):
                 return None
             return own_generation()
-        except RedirectError:
+        except RulesError:
             return None
 
     def leftovers(self) -> tuple[str, ...]:
@@ -105,7 +105,7 @@ class Backends:
 def _stands(backend: Backend) -> bool:
     try:
         return backend.stands()
-    except RedirectError:
+    except RulesError:
         return False
 
 

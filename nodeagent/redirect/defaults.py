@@ -7,11 +7,11 @@ from typing import Self
 from nodeagent.config import Settings
 from nodeagent.mesh.overrides import pod_overrides
 from nodeagent.mesh.pod import Pod
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
+class RedirectDefaults:
     """The agent-wide half."""
 
     ipv6: bool
@@ -31,13 +31,13 @@ class Intent:
             keep_open=settings.keep_open_connections,
         )
 
-    def of(self, pod: Pod) -> tuple[PodRedirect, tuple[str, ...]]:
+    def of(self, pod: Pod) -> tuple[RedirectSpec, tuple[str, ...]]:
         """Apply the annotations of `pod`; with a warning for each value that was ignored."""
         overrides, warnings = pod_overrides(pod, dns_capture=self.dns_capture)
-        spec = PodRedirect(
+        spec = RedirectSpec(
             ipv6=self.ipv6,
             dns_capture=overrides.dns_capture,
-            ingress=overrides.ingress,
+            bypass_inbound=overrides.bypass_inbound,
             reroute_interfaces=overrides.reroute_interfaces,
             probe_v4=self.probe_v4,
             probe_v6=self.probe_v6,

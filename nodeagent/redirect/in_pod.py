@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from socket import NETLINK_ROUTE
 
 from nodeagent.linux.netlink import Netlink
-from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.reply_path import Plan, add_entry, mark_entry, plan, removable, remove_entry
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 NFTABLES = Backends.choose(None)
 """What every node has unless its settings say otherwise."""
 
 
-def inspect(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]:
-    """Say what differs from `spec`; empty where all is as intended. Raises `RedirectError`."""
+def inspect(spec: RedirectSpec, backends: Backends = NFTABLES) -> tuple[str, ...]:
+    """Say what differs from `spec`; empty where all is as intended. Raises `RulesError`."""
     with _routing() as netlink:
         routing = plan(netlink, spec)
     return (
@@ -33,7 +33,7 @@ def inspect(spec: PodRedirect, backends: Backends = NFTABLES) -> tuple[str, ...]
 
 
 def ensure(
-    spec: PodRedirect, backends: Backends = NFTABLES, *, rules_are_right: bool = False
+    spec: RedirectSpec, backends: Backends = NFTABLES, *, rules_are_right: bool = False
 ) -> tuple[str, ...]:
     """Make `spec` true; return what differed before, empty where nothing was touched.
 
@@ -41,22 +41,22 @@ def ensure(
     vouches for are not read again, routes are. The way for replies comes before the rules
     that make them need it, and goes after them. But the rules do not wait for it: where a
     route cannot be had, because `lo` is down, say, or where the routing cannot be read,
-    the pod fails closed. Raises `RedirectError`.
+    the pod fails closed. Raises `RulesError`.
     """
     mended: list[str] = []
-    refused: RedirectError | None = None
+    refused: RulesError | None = None
     with _routing() as netlink:
         try:
             routing = plan(netlink, spec)
-        except RedirectError as error:
+        except RulesError as error:
             routing, refused = Plan(), error
         if routing.conflicts:
-            refused = RedirectError("; ".join(routing.conflicts))
+            refused = RulesError("; ".join(routing.conflicts))
         for entry in routing.missing:
             mended.append(f"{entry} is missing")
             try:
                 add_entry(netlink, entry)
-            except RedirectError as error:
+            except RulesError as error:
                 refused = error
         if not rules_are_right:
             mended += backends.chosen.ensure(spec)
@@ -69,7 +69,7 @@ def ensure(
 
 
 def stands(backends: Backends = NFTABLES) -> bool:
-    """Whether rules of ours stand, whatever they were made for. Raises `RedirectError`."""
+    """Whether rules of ours stand, whatever they were made for. Raises `RulesError`."""
     return backends.chosen.stands() or bool(backends.leftovers())
 
 
@@ -78,7 +78,7 @@ def remove(backends: Backends = NFTABLES) -> tuple[str, ...]:
 
     Rules of ours or Istio's prove whose the routes are, so these are marked before the
     rules go, and go last. What cannot be looked at does not keep the rest. But where rules
-    stand that cannot be removed, the routes that they need stay, too, and `RedirectError`
+    stand that cannot be removed, the routes that they need stay, too, and `RulesError`
     is raised: as long as ztunnel serves the pod, its traffic goes through.
     """
     with _routing() as netlink:
@@ -87,7 +87,7 @@ def remove(backends: Backends = NFTABLES) -> tuple[str, ...]:
         removed = (f"rules in {backends.chosen}",) if backends.chosen.remove() else ()
         swept = backends.sweep()
         if swept.left:
-            raise RedirectError("; ".join(swept.left))
+            raise RulesError("; ".join(swept.left))
         for entry in routes:
             remove_entry(netlink, entry)
     return (*removed, *swept.removed, *map(str, routes))
@@ -95,7 +95,7 @@ def remove(backends: Backends = NFTABLES) -> tuple[str, ...]:
 
 @contextmanager
 def _routing() -> Iterator[Netlink]:
-    with translated("open a routing socket"):
+    with wrap_oserror("open a routing socket"):
         netlink = Netlink(NETLINK_ROUTE)
     with netlink:
         yield netlink

@@ -4,13 +4,13 @@ from functools import lru_cache, partial
 
 import structlog
 
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.iptables_provenance import conflicts, proven
 from nodeagent.redirect.iptables_rules import render, render_removal
 from nodeagent.redirect.iptables_state import Tables, differences, read, reference
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ class IptablesBackend:
     def __str__(self) -> str:
         return f"iptables-{self._variant}"
 
-    def inspect(self, spec: PodRedirect) -> tuple[str, ...]:
+    def inspect(self, spec: RedirectSpec) -> tuple[str, ...]:
         """See `Backend`."""
         have = self._read()
         return tuple(
@@ -46,11 +46,11 @@ class IptablesBackend:
             for what in self._inspect_family(spec, family, have)
         )
 
-    def ensure(self, spec: PodRedirect) -> tuple[str, ...]:
+    def ensure(self, spec: RedirectSpec) -> tuple[str, ...]:
         """See `Backend`. Each table of each family is a transaction; a family is written whole."""
         have = self._read()
         if foreign := "; ".join(conflicts(self._variant, have)):
-            raise RedirectError(
+            raise RulesError(
                 f"{foreign} of somebody else, a sidecar perhaps, is in the place of ours: take it"
                 " out, or let NATIVE_NFTABLES write rules that do not meet it"
             )
@@ -61,9 +61,9 @@ class IptablesBackend:
                     text = render(spec, family, replacing=have.get(family))
                     restore(self._variant, family, text)
                     done += [f"{family} {what}" for what in found]
-            except RedirectError as error:
+            except RulesError as error:
                 if family is Family.V4 or _has_ipv6_address():
-                    raise RedirectError(f"{family} cannot be redirected: {error}") from error
+                    raise RulesError(f"{family} cannot be redirected: {error}") from error
                 _warn_of_missing_ipv6(str(error))
         return tuple(done)
 
@@ -78,15 +78,15 @@ class IptablesBackend:
             restore(self._variant, family, render_removal(standing))
         return bool(have)
 
-    def _inspect_family(self, spec: PodRedirect, family: Family, have: Tables) -> tuple[str, ...]:
+    def _inspect_family(self, spec: RedirectSpec, family: Family, have: Tables) -> tuple[str, ...]:
         try:
             return self._differences(spec, family, have)
-        except RedirectError as error:
+        except RulesError as error:
             if family is Family.V4:
                 raise
             return (f"cannot be redirected: {error}",) if _has_ipv6_address() else ()
 
-    def _differences(self, spec: PodRedirect, family: Family, have: Tables) -> tuple[str, ...]:
+    def _differences(self, spec: RedirectSpec, family: Family, have: Tables) -> tuple[str, ...]:
         # A pod that was just made has nothing of ours: nothing to compare with.
         if not have:
             return ("rules are missing",) if family in spec.families else ()

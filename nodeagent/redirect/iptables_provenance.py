@@ -60,7 +60,7 @@ def proven(variant: Variant, have: Tables) -> Tables:
 
     With our mark, or in a family in which the mark 0x111 is put on connections and nothing
     stands in the chain but rules of the ambient agent. Only what has no mark is listed, by
-    the chain. Raises `RedirectError`.
+    the chain. Raises `RulesError`.
     """
     found = {family: _proven(variant, family, standing) for family, standing in have.items()}
     return {family: standing for family, standing in found.items() if standing}
@@ -70,7 +70,7 @@ def conflicts(variant: Variant, have: Tables) -> tuple[str, ...]:
     """Name the chains of somebody else in the places of ours.
 
     None in a pod in which any chain is ours: what differs there has been changed since.
-    An empty chain has nothing to lose. Raises `RedirectError`.
+    An empty chain has nothing to lose. Raises `RulesError`.
     """
     chains = [chain for standing in have.values() for chain in standing.values()]
     if any(map(_has_mark, chains)) or proven(variant, have):

@@ -6,7 +6,7 @@ from nodeagent.netfilter.iptables import FIRST, render_rule
 from nodeagent.netfilter.iptables_save import Chain
 from nodeagent.netfilter.layout import LAYOUT_COMMENT
 from nodeagent.netfilter.rule import Family, Hook, Rule, Table
-from nodeagent.redirect.rules import PodRedirect, pod_rules
+from nodeagent.redirect.rules import RedirectSpec, pod_rules
 
 CHAINS = {
     Hook.PREROUTING: "ISTIO_PRERT",
@@ -28,7 +28,7 @@ Standing = Mapping[Place, Chain[bytes]]
 """Our chains in one family."""
 
 
-def render(spec: PodRedirect, family: Family, *, replacing: Standing | None = None) -> str:
+def render(spec: RedirectSpec, family: Family, *, replacing: Standing | None = None) -> str:
     """Return the input for ``iptables-restore --noflush`` that makes `spec` true in `family`.
 
     One transaction per table. `replacing` is what was read there; without it, nothing

@@ -10,7 +10,7 @@ from functools import lru_cache
 from socket import AF_INET, AF_INET6
 
 from nodeagent.linux.netlink import Netlink
-from nodeagent.netfilter.errors import RedirectError, explain
+from nodeagent.netfilter.errors import RulesError, explain
 from nodeagent.netfilter.iptables import FIRST
 from nodeagent.netfilter.iptables_legacy import read_chains, table_names
 from nodeagent.netfilter.iptables_programs import Variant, restore
@@ -20,7 +20,7 @@ from nodeagent.netfilter.nft_state import count_uses, leads_to, read_chain, read
 from nodeagent.netfilter.rule import Family, Hook, Table
 from nodeagent.netfilter.scratch import in_scratch_namespace
 from nodeagent.redirect.iptables_rules import CHAINS, Place, Standing, render
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 _NUMBERS = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
 # What a kernel says that was built without something.
@@ -37,7 +37,7 @@ Tables = Mapping[Family, Standing]
 
 
 def read(variant: Variant, *, making: bool = False) -> Tables:
-    """Read those chains in the calling thread's namespace; raises `RedirectError`.
+    """Read those chains in the calling thread's namespace; raises `RulesError`.
 
     In the kernel's own messages: no program is run, and what others have beside them costs
     nothing with `Variant.NFT`, and little with `Variant.LEGACY`. Where legacy's tables
@@ -51,11 +51,11 @@ def read(variant: Variant, *, making: bool = False) -> Tables:
 
 
 @lru_cache(maxsize=64)
-def reference(variant: Variant, spec: PodRedirect, family: Family) -> Standing:
+def reference(variant: Variant, spec: RedirectSpec, family: Family) -> Standing:
     """What `read` gives in one family where `spec` is true and nothing else was done.
 
     Found out by doing it, because each version of the programs has its own notation;
-    64 keeps a tenant with many interface lists from growing it. Raises `RedirectError`.
+    64 keeps a tenant with many interface lists from growing it. Raises `RulesError`.
     """
 
     def done() -> Standing:
@@ -100,7 +100,7 @@ def _chain_differences(have: Chain[bytes], want: Chain[bytes]) -> Iterator[str]:
 def _read_legacy(family: Family, *, making: bool) -> Standing:
     try:
         tables, unsure = table_names(family), False
-    except RedirectError:
+    except RulesError:
         if not making:
             raise
         tables, unsure = frozenset(Table), True
@@ -108,7 +108,7 @@ def _read_legacy(family: Family, *, making: bool) -> Standing:
     for table in tables.intersection(Table):
         try:
             chains = read_chains(family, table, CHAINS)
-        except RedirectError as error:
+        except RulesError as error:
             cause = error.__cause__
             if not (unsure and isinstance(cause, OSError) and cause.errno in _NO_TABLE):
                 raise
@@ -129,7 +129,7 @@ def _read_nft(family: Family) -> Standing:
     except OSError as error:
         if error.errno in _NO_NFTABLES:
             return {}
-        raise RedirectError(f"cannot read the rules: {explain(error.errno or 0)}") from error
+        raise RulesError(f"cannot read the rules: {explain(error.errno or 0)}") from error
 
 
 def _read_nft_chain(netlink: Netlink, family: int, table: Table, hook: Hook) -> Chain[bytes] | None:

@@ -11,21 +11,21 @@ from nodeagent.netfilter.nft_state import Tables, TableState
 from nodeagent.netfilter.rule import Table
 from nodeagent.netfilter.scratch import in_scratch_namespace
 from nodeagent.redirect.nft_rules import CHAIN_NAMES, TABLE_NAMES, render
-from nodeagent.redirect.rules import REPLY_MARK, PodRedirect
+from nodeagent.redirect.rules import REPLY_MARK, RedirectSpec
 
 _REPLY_MARK = struct.pack("=I", REPLY_MARK.value)
 
 
 def read() -> Tables:
-    """Read our tables in the calling thread's netns. Raises `RedirectError`."""
+    """Read our tables in the calling thread's netns. Raises `RulesError`."""
     return nft_state.read_tables(TABLE_NAMES, CHAIN_NAMES)
 
 
-def reference(spec: PodRedirect) -> Tables:
+def reference(spec: RedirectSpec) -> Tables:
     """What `read` gives where `spec` is true and nothing else was done.
 
     Found out by making these rules in a netns that exists only for this call. Pods differ in
-    few ways, so it happens a few times in the agent's life. Raises `RedirectError`.
+    few ways, so it happens a few times in the agent's life. Raises `RulesError`.
     """
     # The first pods come all at once, with the same rules: the others wait for the first's.
     with _finding_out:
@@ -36,7 +36,7 @@ _finding_out = threading.Lock()
 
 
 @lru_cache(maxsize=64)  # a tenant with many interface lists must not make it grow
-def _found_out(spec: PodRedirect) -> Tables:
+def _found_out(spec: RedirectSpec) -> Tables:
     def done() -> Tables:
         apply(render(spec, replacing=()))
         return read()
@@ -52,11 +52,11 @@ class NftablesBackend:
     def __str__(self) -> str:
         return "nftables"
 
-    def inspect(self, spec: PodRedirect) -> tuple[str, ...]:
+    def inspect(self, spec: RedirectSpec) -> tuple[str, ...]:
         """See `Backend`."""
         return _differences(spec, read())
 
-    def ensure(self, spec: PodRedirect) -> tuple[str, ...]:
+    def ensure(self, spec: RedirectSpec) -> tuple[str, ...]:
         """See `Backend`."""
         have = read()
         found = _differences(spec, have)
@@ -94,7 +94,7 @@ def _has_shape(table: TableState) -> bool:
     return table.chains.keys() <= set(CHAIN_NAMES) and table.members == len(table.chains)
 
 
-def _differences(spec: PodRedirect, have: Tables) -> tuple[str, ...]:
+def _differences(spec: RedirectSpec, have: Tables) -> tuple[str, ...]:
     # A pod that was just made has none of our tables: nothing to compare with.
     if not have:
         return ("rules are missing",)

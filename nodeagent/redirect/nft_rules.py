@@ -6,7 +6,7 @@ from functools import lru_cache
 from nodeagent.netfilter.layout import LAYOUT_COMMENT
 from nodeagent.netfilter.nft import render_removal, render_rule
 from nodeagent.netfilter.rule import Hook, Rule, Table
-from nodeagent.redirect.rules import PodRedirect, pod_rules
+from nodeagent.redirect.rules import RedirectSpec, pod_rules
 
 _PREFIX = "istio-ambient-"
 TABLE_NAMES = tuple(f"{_PREFIX}{table}" for table in Table)
@@ -35,7 +35,7 @@ and would take what is meant for ztunnel.
 """
 
 
-def render(spec: PodRedirect, *, replacing: Iterable[str] = TABLE_NAMES) -> str:
+def render(spec: RedirectSpec, *, replacing: Iterable[str] = TABLE_NAMES) -> str:
     """Return the text for ``nft -f`` that makes `spec` true in one transaction.
 
     The tables named in `replacing` go in the same transaction, with all that is
@@ -46,7 +46,7 @@ def render(spec: PodRedirect, *, replacing: Iterable[str] = TABLE_NAMES) -> str:
 
 
 @lru_cache(maxsize=64)
-def _render_tables(spec: PodRedirect) -> str:
+def _render_tables(spec: RedirectSpec) -> str:
     # Most pods of a node have the same text, and it takes a third of the set-up's time.
     rules = pod_rules(spec)
     return "".join(

@@ -13,13 +13,13 @@ from nodeagent.mesh.dependencies import Inspection
 from nodeagent.mesh.errors import RetryError, TransientError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netfilter.drift import DriftWatch, open_sockets
-from nodeagent.netfilter.errors import LoopbackDownError, RedirectError
+from nodeagent.netfilter.errors import LoopbackDownError, RulesError
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends, Swept
-from nodeagent.redirect.defaults import Intent
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.defaults import RedirectDefaults
+from nodeagent.redirect.rules import RedirectSpec
 from nodeagent.redirect.serving import open_connections, silent_ports
 
 log = structlog.get_logger()
@@ -34,13 +34,13 @@ class PodRedirector:
     def __init__(
         self,
         threads: NetnsThreads,
-        intent: Intent,
+        defaults: RedirectDefaults,
         backends: Backends,
         changed: Callable[[PodUID], None],
     ) -> None:
         """`changed` is called when anything in a watched namespace was changed."""
         self._threads = threads
-        self._intent = intent
+        self._defaults = defaults
         self._backends = backends
         self._changed = changed
         self._right = WeakKeyDictionary[Netns, "_Right"]()
@@ -58,7 +58,7 @@ class PodRedirector:
 
     async def ensure(self, namespace: Netns, pod: Pod) -> Inspection:
         """Make rules and routes what `pod` should have, and look who listens."""
-        spec, warnings = self._intent.of(pod)
+        spec, warnings = self._defaults.of(pod)
         for warning in warnings:
             _warn_once(warning)
         unswept = self._unswept.get(namespace)
@@ -76,7 +76,7 @@ class PodRedirector:
         except LoopbackDownError as error:
             # CNI's DEL takes `lo` down before the agent hears of it, and the routes go with it.
             raise TransientError(f"redirection: {error}") from error
-        except (RedirectError, OSError) as error:
+        except (RulesError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
         self._right.pop(namespace, None)
         if right is not None:
@@ -99,32 +99,32 @@ class PodRedirector:
         """
         try:
             return await self._threads.run(namespace, partial(in_pod.stands, self._backends))
-        except RedirectError:
+        except RulesError:
             return True
         except OSError as error:
             raise RetryError(f"looking at the redirection: {error}") from error
 
     async def inspect(self, namespace: Netns, pod: Pod) -> tuple[str, ...]:
         """Say what differs from what `pod` should have, and touch nothing."""
-        spec, _ = self._intent.of(pod)
+        spec, _ = self._defaults.of(pod)
         try:
             return await self._threads.run(namespace, partial(in_pod.inspect, spec, self._backends))
-        except (RedirectError, OSError) as error:
+        except (RulesError, OSError) as error:
             raise RetryError(f"looking at the redirection: {error}") from error
 
     async def release(self, namespace: Netns, pod: Pod) -> int:
         """Send nothing new to ztunnel; return how many connections go through it still."""
-        spec, _ = self._intent.of(pod)
+        spec, _ = self._defaults.of(pod)
         try:
             return await self._threads.run(namespace, partial(_release, spec, self._backends))
-        except (RedirectError, OSError) as error:
+        except (RulesError, OSError) as error:
             raise RetryError(f"releasing the redirection: {error}") from error
 
     async def remove(self, namespace: Netns, pod: Pod) -> bool:
         """Take out everything of ours, and log what; return whether anything stood there."""
         try:
             removed = await self._threads.run(namespace, partial(in_pod.remove, self._backends))
-        except (RedirectError, OSError) as error:
+        except (RulesError, OSError) as error:
             raise RetryError(f"removing the redirection: {error}") from error
         self._right.pop(namespace, None)
         self._unswept.pop(namespace, None)
@@ -132,7 +132,7 @@ class PodRedirector:
         return bool(removed)
 
 
-_Right = tuple[PodRedirect, int]
+_Right = tuple[RedirectSpec, int]
 """What a namespace has, and the fingerprint of its rules then."""
 
 
@@ -153,7 +153,7 @@ class _Unswept:
 
 
 def _ensure(
-    spec: PodRedirect, backends: Backends, known: _Right | None, *, sweeping: bool
+    spec: RedirectSpec, backends: Backends, known: _Right | None, *, sweeping: bool
 ) -> tuple[Inspection, _Right | None, Swept | None]:
     fingerprint = backends.fingerprint()  # before the look: what changes during it is seen
     right = None if fingerprint is None else (spec, fingerprint)
@@ -168,7 +168,7 @@ def _ensure(
     return look, right, swept  # with what was mended the fingerprint is another
 
 
-def _release(spec: PodRedirect, backends: Backends) -> int:
+def _release(spec: RedirectSpec, backends: Backends) -> int:
     if not in_pod.stands(backends):
         return 0
     in_pod.ensure(replace(spec, leaving=True), backends)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nodeagent.linux.netlink import Netlink
-from nodeagent.netfilter.errors import RedirectError, translated
+from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.routes import (
     Entry,
@@ -26,7 +26,7 @@ from nodeagent.redirect.routes import (
     read_routes,
     read_rules,
 )
-from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, PodRedirect
+from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, RedirectSpec
 
 REPLY_TABLES = (REPLY_TABLE, *SPARE_TABLES)
 
@@ -50,9 +50,9 @@ class Plan:
     """Why replies find no way back, for each family in which no table is free."""
 
 
-def plan(netlink: Netlink, spec: PodRedirect) -> Plan:
-    """Compare the routing in the namespace of `netlink` with `spec`. Raises `RedirectError`."""
-    with translated("look at the policy rules and routes"):
+def plan(netlink: Netlink, spec: RedirectSpec) -> Plan:
+    """Compare the routing in the namespace of `netlink` with `spec`. Raises `RulesError`."""
+    with wrap_oserror("look at the policy rules and routes"):
         plans = [
             path.plan()
             if path.family in spec.families
@@ -73,32 +73,32 @@ def removable(netlink: Netlink, *, proven: bool) -> tuple[Entry, ...]:
 
     Policy rules and local routes are removed as pairs only, and where there is proof of
     whose they are (L30): our own mark on the route, or, as `proven` says, rules of ours
-    or of Istio's ambient agent in the pod. Raises `RedirectError`.
+    or of Istio's ambient agent in the pod. Raises `RulesError`.
     """
-    with translated("look at the policy rules and routes"):
+    with wrap_oserror("look at the policy rules and routes"):
         return tuple(entry for path in _paths(netlink) for entry in path.removable(proven=proven))
 
 
 def add_entry(netlink: Netlink, entry: Entry) -> None:
-    """Add `entry`, which does not stand. Raises `RedirectError`."""
-    with translated(f"add the {entry}"):
+    """Add `entry`, which does not stand. Raises `RulesError`."""
+    with wrap_oserror(f"add the {entry}"):
         entry.add(netlink)
 
 
 def mark_entry(netlink: Netlink, entry: Entry) -> Entry:
     """Make the proof of a route that is about to go outlive the rules that are the proof now.
 
-    Whatever ends the agent after that, the next one knows the route. Raises `RedirectError`.
+    Whatever ends the agent after that, the next one knows the route. Raises `RulesError`.
     """
     if isinstance(entry, PolicyRule):
         return entry
-    with translated(f"mark the {entry}"):
+    with wrap_oserror(f"mark the {entry}"):
         return entry.mark(netlink)
 
 
 def remove_entry(netlink: Netlink, entry: Entry) -> None:
-    """Remove `entry`, if it stands still. Raises `RedirectError`."""
-    with translated(f"remove the {entry}"):
+    """Remove `entry`, if it stands still. Raises `RulesError`."""
+    with wrap_oserror(f"remove the {entry}"):
         entry.remove(netlink)
 
 
@@ -106,7 +106,7 @@ class _ReplyPath:
     """What stands in one family's routing that concerns the replies."""
 
     def __init__(self, netlink: Netlink, family: Family) -> None:
-        """Read it. Raises ``OSError``, and `RedirectError` for what cannot be meant."""
+        """Read it. Raises ``OSError``, and `RulesError` for what cannot be meant."""
         self.family = family
         self._netlink = netlink
         self._rules: list[PolicyRule] = []
@@ -115,7 +115,7 @@ class _ReplyPath:
         rules = read_rules(netlink, family)
         alike = sum(map(has_our_mark, rules))
         if alike > _MOST_LIKE_OURS:
-            raise RedirectError(
+            raise RulesError(
                 f"{alike} policy rules for {family} have the preference and the mark of ours:"
                 " something in the pod adds them; remove them"
             )

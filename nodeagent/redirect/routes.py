@@ -32,7 +32,7 @@ from nodeagent.linux.netlink import (
     attribute,
     attributes,
 )
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.rules import REPLY_MARK, REPLY_PRIORITY, REPLY_TABLE
 
@@ -113,7 +113,7 @@ class PolicyRule:
         netlink.request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, self.message())
 
     def remove(self, netlink: Netlink) -> None:
-        """Remove one, if it stands. Raises ``OSError``, and `RedirectError` to spare another's."""
+        """Remove one, if it stands. Raises ``OSError``, and `RulesError` to spare another's."""
         rules = read_rules(netlink, self.family)
         if _is_first(self, ((rule, parse_rule(rule)) for rule in rules)):
             netlink.request(RTM_DELRULE, 0, self.message())
@@ -165,7 +165,7 @@ class LocalRoute:
         return marked
 
     def remove(self, netlink: Netlink) -> None:
-        """Remove it, if it stands. Raises ``OSError``, and `RedirectError` to spare another's."""
+        """Remove it, if it stands. Raises ``OSError``, and `RulesError` to spare another's."""
         routes = read_routes(netlink, self.family, self.table)
         defaults = (route for route in routes if not _header(route)[1])
         if _is_first(self, ((route, parse_route(route)) for route in defaults)):
@@ -282,7 +282,7 @@ def _is_first(entry: Entry, standing: Iterable[tuple[bytes, Entry | None]]) -> b
     for found, meaning in standing:
         if _would_take(request, found):
             if meaning != entry:
-                raise RedirectError(
+                raise RulesError(
                     f"cannot remove the {entry}: one of somebody else, with more conditions,"
                     " stands before it, and the kernel would remove that one; remove it first"
                 )

@@ -49,7 +49,7 @@ REPLY_MARK = Mark(0x111)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PodRedirect:
+class RedirectSpec:
     """What one pod's redirection should be.
 
     Raises ``ValueError`` for an interface name that could mean more than one
@@ -58,7 +58,7 @@ class PodRedirect:
 
     ipv6: bool
     dns_capture: bool
-    ingress: bool
+    bypass_inbound: bool
     """Inbound traffic is not captured."""
     reroute_interfaces: tuple[str, ...]
     """What arrives on them is outbound traffic: from VMs and nested containers."""
@@ -80,7 +80,7 @@ class PodRedirect:
         return (Family.V4, Family.V6) if self.ipv6 else (Family.V4,)
 
 
-def pod_rules(spec: PodRedirect) -> tuple[Rule, ...]:
+def pod_rules(spec: RedirectSpec) -> tuple[Rule, ...]:
     """All rules of a pod; within one table and hook the first that matches wins."""
     rules = (
         *_mangle(spec),
@@ -113,7 +113,7 @@ def _opening_only(rule: Rule) -> Rule:
     return replace(rule, opening=True) if redirects_tcp else rule
 
 
-def _mangle(spec: PodRedirect) -> Iterator[Rule]:
+def _mangle(spec: RedirectSpec) -> Iterator[Rule]:
     # ztunnel's connection to the app has the client's address as its source.
     yield Rule(
         table=Table.MANGLE,
@@ -134,7 +134,7 @@ def _mangle(spec: PodRedirect) -> Iterator[Rule]:
     )
 
 
-def _mangle_behind_interfaces(spec: PodRedirect) -> Iterator[Rule]:
+def _mangle_behind_interfaces(spec: RedirectSpec) -> Iterator[Rule]:
     """Bring the replies of a virtual machine behind the pod back to ztunnel.
 
     Where the machine has the pod's address by a translation (KubeVirt's masquerade
@@ -172,7 +172,7 @@ def _mangle_behind_interfaces(spec: PodRedirect) -> Iterator[Rule]:
     )
 
 
-def _nat_prerouting(spec: PodRedirect) -> Iterator[Rule]:
+def _nat_prerouting(spec: RedirectSpec) -> Iterator[Rule]:
     for name in spec.reroute_interfaces:
         for verdict in (Redirect(OUTBOUND_PORT), Return()):
             yield Rule(
@@ -183,7 +183,7 @@ def _nat_prerouting(spec: PodRedirect) -> Iterator[Rule]:
                 protocol=Protocol.TCP,
                 verdict=verdict,
             )
-    if spec.ingress:
+    if spec.bypass_inbound:
         return
     for family in spec.families:
         yield Rule(
@@ -207,7 +207,7 @@ def _nat_prerouting(spec: PodRedirect) -> Iterator[Rule]:
         )
 
 
-def _nat_output(spec: PodRedirect) -> Iterator[Rule]:
+def _nat_output(spec: RedirectSpec) -> Iterator[Rule]:
     for family in spec.families:
         yield Rule(
             table=Table.NAT,
@@ -249,7 +249,7 @@ def _nat_output(spec: PodRedirect) -> Iterator[Rule]:
         )
 
 
-def _nat_dns(spec: PodRedirect) -> Iterator[Rule]:
+def _nat_dns(spec: RedirectSpec) -> Iterator[Rule]:
     yield Rule(
         table=Table.NAT,
         hook=Hook.OUTPUT,
@@ -273,7 +273,7 @@ def _nat_dns(spec: PodRedirect) -> Iterator[Rule]:
         )
 
 
-def _raw(spec: PodRedirect) -> Iterator[Rule]:
+def _raw(spec: RedirectSpec) -> Iterator[Rule]:
     # The proxy's own DNS queries may have the app's addresses and ports.
     yield Rule(
         table=Table.RAW,
@@ -295,5 +295,5 @@ def _raw(spec: PodRedirect) -> Iterator[Rule]:
     )
 
 
-def _probe(spec: PodRedirect, family: Family) -> IPv4Address | IPv6Address:
+def _probe(spec: RedirectSpec, family: Family) -> IPv4Address | IPv6Address:
     return spec.probe_v4 if family is Family.V4 else spec.probe_v6

@@ -4,8 +4,8 @@ import socket
 import struct
 
 from nodeagent.linux.netlink import Netlink
-from nodeagent.netfilter.errors import translated
-from nodeagent.redirect.rules import DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, PodRedirect
+from nodeagent.netfilter.errors import wrap_oserror
+from nodeagent.redirect.rules import DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, RedirectSpec
 
 # linux/sock_diag.h, linux/inet_diag.h
 _NETLINK_SOCK_DIAG = 4
@@ -18,13 +18,13 @@ _REQUEST = struct.Struct("=BBBxI48x")  # family, protocol, extensions, states; a
 _SOURCE_PORT = struct.Struct("!4xH")  # after family, state, timer and retransmissions
 
 
-def silent_ports(spec: PodRedirect) -> tuple[int, ...]:
+def silent_ports(spec: RedirectSpec) -> tuple[int, ...]:
     """Ports that `spec` redirects to, or that ztunnel is dialled at, where nobody listens.
 
-    Asks the calling thread's network namespace. Raises `RedirectError`.
+    Asks the calling thread's network namespace. Raises `RulesError`.
     """
     expected = {OUTBOUND_PORT, HBONE_PORT}
-    if not spec.ingress:
+    if not spec.bypass_inbound:
         expected.add(INBOUND_PORT)
     if spec.dns_capture:
         expected.add(DNS_PORT)
@@ -38,7 +38,7 @@ def open_connections() -> int:
 
 
 def _local_ports(states: int) -> list[int]:
-    with translated("list the sockets"), Netlink(_NETLINK_SOCK_DIAG) as netlink:
+    with wrap_oserror("list the sockets"), Netlink(_NETLINK_SOCK_DIAG) as netlink:
         return [
             _SOURCE_PORT.unpack_from(body)[0]
             for family in (socket.AF_INET, socket.AF_INET6)

@@ -13,9 +13,9 @@ import pytest
 from nodeagent.mesh.pod import Pod as MeshPod
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.netns import NetnsId
-from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.defaults import RedirectDefaults
 from nodeagent.redirect.in_pod import inspect
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from tests.agent.processes import Node, Stub
 from tests.agent.ztunnels import ready, reconnected
 from tests.eventually import eventually
@@ -29,8 +29,8 @@ def ruleset(pod: Pod) -> str:
     return pod.shell("nft -s -a list ruleset") + pod.shell("ip rule") + pod.shell("ip -6 rule")
 
 
-def wanted(node: Node) -> PodRedirect:
-    spec, _ = Intent.from_settings(node.settings).of(
+def wanted(node: Node) -> RedirectSpec:
+    spec, _ = RedirectDefaults.from_settings(node.settings).of(
         MeshPod(uid=PodUID("1"), name="", namespace="")
     )
     return spec

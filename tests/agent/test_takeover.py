@@ -65,9 +65,9 @@ def _standing(text: str) -> list[str]:
     return [line for line in text.splitlines() if re.search(r"-j |jump|counter|istio|ISTIO", line)]
 
 
-def is_chosen(pod: Pod, backend: str, *, ingress: bool = False) -> bool:
+def is_chosen(pod: Pod, backend: str, *, bypass_inbound: bool = False) -> bool:
     backends = Backends.choose(VARIANTS[backend])
-    wanted = spec(dns_capture=True, ingress=ingress)
+    wanted = spec(dns_capture=True, bypass_inbound=bypass_inbound)
     return pod.run(lambda: inspect(wanted, backends)) == ()
 
 
@@ -129,7 +129,7 @@ async def test_a_whole_life(
         assert is_chosen(pod, backend)
 
     node.write(leaves, annotations=ENABLED | BYPASS)
-    await node.until(leaves, lambda _: is_chosen(leaves, backend, ingress=True))
+    await node.until(leaves, lambda _: is_chosen(leaves, backend, bypass_inbound=True))
     node.write(leaves, labels={}, annotations=ENABLED)
     await node.until_state(leaves, "outside")
     assert rules(leaves) == before["uid-leaves"]

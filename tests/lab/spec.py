@@ -2,7 +2,7 @@
 
 from ipaddress import IPv4Address, IPv6Address
 
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 PROBE_V4 = IPv4Address("169.254.7.127")
 PROBE_V6 = IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
@@ -12,16 +12,16 @@ def spec(
     *,
     ipv6: bool = True,
     dns_capture: bool = False,
-    ingress: bool = False,
+    bypass_inbound: bool = False,
     reroute_interfaces: tuple[str, ...] = (),
     keep_open: bool = False,
     leaving: bool = False,
-) -> PodRedirect:
+) -> RedirectSpec:
     """A pod without overrides, but for those named."""
-    return PodRedirect(
+    return RedirectSpec(
         ipv6=ipv6,
         dns_capture=dns_capture,
-        ingress=ingress,
+        bypass_inbound=bypass_inbound,
         reroute_interfaces=reroute_interfaces,
         probe_v4=PROBE_V4,
         probe_v6=PROBE_V6,

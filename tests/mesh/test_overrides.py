@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from nodeagent.mesh.overrides import MAX_INTERFACES, Overrides, pod_overrides
 from nodeagent.mesh.pod import LONGEST_ANNOTATION, Pod, PodUID
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 
 def overrides(**annotations: str) -> tuple[Overrides, tuple[str, ...]]:
     names = {
-        "ingress": "ambient.istio.io/bypass-inbound-capture",
+        "bypass_inbound": "ambient.istio.io/bypass-inbound-capture",
         "dns": "ambient.istio.io/dns-capture",
         "interfaces": "istio.io/reroute-virtual-interfaces",
     }
@@ -29,15 +29,17 @@ def overrides(**annotations: str) -> tuple[Overrides, tuple[str, ...]]:
 def test_without_annotations() -> None:
     """A pod that says nothing gets the agent's own settings."""
     assert overrides() == (
-        Overrides(ingress=False, dns_capture=True, reroute_interfaces=()),
+        Overrides(bypass_inbound=False, dns_capture=True, reroute_interfaces=()),
         (),
     )
 
 
 def test_every_override() -> None:
     """Booleans are Go's, interfaces a list in which blanks and repetitions do not count."""
-    result, warnings = overrides(ingress="T", dns="0", interfaces=" tap0, ,net1,tap0")
-    assert result == Overrides(ingress=True, dns_capture=False, reroute_interfaces=("tap0", "net1"))
+    result, warnings = overrides(bypass_inbound="T", dns="0", interfaces=" tap0, ,net1,tap0")
+    assert result == Overrides(
+        bypass_inbound=True, dns_capture=False, reroute_interfaces=("tap0", "net1")
+    )
     assert warnings == ()
 
 
@@ -87,11 +89,11 @@ def test_annotation_is_read_once() -> None:
 @given(st.text(max_size=60))
 def test_any_text_makes_a_rule_set(text: str) -> None:
     """Whatever a tenant writes, what is let through is fit for a rule."""
-    result, _ = overrides(interfaces=text, dns=text, ingress=text)
-    PodRedirect(
+    result, _ = overrides(interfaces=text, dns=text, bypass_inbound=text)
+    RedirectSpec(
         ipv6=True,
         dns_capture=result.dns_capture,
-        ingress=result.ingress,
+        bypass_inbound=result.bypass_inbound,
         reroute_interfaces=result.reroute_interfaces,
         probe_v4=IPv4Address("10.0.0.1"),
         probe_v6=IPv6Address("fd00::1"),

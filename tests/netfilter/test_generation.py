@@ -16,13 +16,13 @@ from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect import nft_backend
 from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.defaults import RedirectDefaults
 from nodeagent.redirect.redirector import PodRedirector
 from tests.lab.pod import Pod
 from tests.lab.xtables import marked
 
 WORKLOAD = Workload(uid=PodUID("1"), name="web", namespace="shop")
-INTENT = Intent.from_settings(load({}, {}))
+INTENT = RedirectDefaults.from_settings(load({}, {}))
 
 
 @pytest.fixture

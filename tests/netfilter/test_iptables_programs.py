@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.netfilter import iptables_programs
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, save
 from nodeagent.netfilter.iptables_variant import find_variant
 from nodeagent.netfilter.rule import Family
@@ -59,7 +59,7 @@ def test_a_look_needs_no_program(pod: Pod, programs: Path) -> None:
     """L7: where the kernel says that there is nothing, nothing is run to find out."""
     assert inside(pod, Backends.choose(None).leftovers) == ()
     assert inside(pod, find_variant, None, str(programs)) is Variant.NFT
-    with pytest.raises(RedirectError, match="iptables-nft-restore is not installed"):
+    with pytest.raises(RulesError, match="iptables-nft-restore is not installed"):
         inside(pod, IptablesBackend(Variant.NFT).ensure, SPEC)
 
 
@@ -69,6 +69,6 @@ def test_a_program_that_hangs_is_ended(programs: Path, monkeypatch: pytest.Monke
     program.write_text(f"#!/bin/sh\necho $$ > {programs}/pid\nexec /bin/sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setattr(iptables_programs, "_DEADLINE", 0.5)
-    with pytest.raises(RedirectError, match="iptables-nft-save did not end within"):
+    with pytest.raises(RulesError, match="iptables-nft-save did not end within"):
         save(Variant.NFT, Family.V4)
     assert not os.path.exists(f"/proc/{(programs / 'pid').read_text().strip()}")

@@ -25,12 +25,12 @@ from nodeagent.netfilter.rule import (
 )
 from nodeagent.probes.iptables_rules import parse_chain
 from nodeagent.redirect.iptables_rules import CHAINS, Standing, render, render_removal
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
-SPEC = PodRedirect(
+SPEC = RedirectSpec(
     ipv6=True,
     dns_capture=True,
-    ingress=False,
+    bypass_inbound=False,
     reroute_interfaces=("tap0",),
     probe_v4=IPv4Address("169.254.7.127"),
     probe_v6=IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
@@ -110,13 +110,13 @@ def test_each_family_has_its_own_addresses() -> None:
 
 
 def test_variants_leave_out_what_they_do_not_need() -> None:
-    """Without DNS there is no table raw; in ingress mode nothing inbound; without IPv6 nothing."""
+    """No table raw without DNS, no inbound with bypass_inbound, nothing without IPv6."""
     assert "*raw" not in render(replace(SPEC, dns_capture=False), Family.V4)
     assert "15053" not in render(replace(SPEC, dns_capture=False), Family.V4)
-    ingress = render(replace(SPEC, ingress=True), Family.V4)
-    assert "15006" not in ingress
-    assert "-s 169.254.7.127" not in ingress
-    assert "-i tap0" in ingress
+    bypassing = render(replace(SPEC, bypass_inbound=True), Family.V4)
+    assert "15006" not in bypassing
+    assert "-s 169.254.7.127" not in bypassing
+    assert "-i tap0" in bypassing
     assert render(replace(SPEC, ipv6=False), Family.V6) == ""
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.libnftables import Library
 from nodeagent.netfilter.nft import apply
 from nodeagent.netfilter.scratch import in_scratch_namespace
@@ -67,7 +67,7 @@ def test_refusal_is_told() -> None:
     def work() -> None:
         library = Library()
         try:
-            with pytest.raises(RedirectError, match="syntax error"):
+            with pytest.raises(RulesError, match="syntax error"):
                 library.apply("no such thing")
             library.apply("add table inet three")
         finally:

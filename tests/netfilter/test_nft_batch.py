@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from nodeagent.mesh.overrides import MAX_INTERFACES
 from nodeagent.netfilter import nft_batch as batch
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.nft_state import Tables
 from nodeagent.netfilter.scratch import in_scratch_namespace
 from nodeagent.redirect import nft_rules as nftables
 from nodeagent.redirect.nft_backend import read, reference
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.pod import Pod
 from tests.lab.spec import spec
 
@@ -28,7 +28,7 @@ variants = st.builds(
     spec,
     ipv6=st.booleans(),
     dns_capture=st.booleans(),
-    ingress=st.booleans(),
+    bypass_inbound=st.booleans(),
     reroute_interfaces=st.lists(
         st.from_regex(r"[A-Za-z0-9_@=-]{1,15}", fullmatch=True), max_size=3, unique=True
     ).map(tuple),
@@ -37,7 +37,7 @@ variants = st.builds(
 )
 
 
-def replayed(*turns: PodRedirect) -> Tables:
+def replayed(*turns: RedirectSpec) -> Tables:
     """What stands where each of `turns` has taken the place of the one before."""
 
     def work() -> Tables:
@@ -73,14 +73,14 @@ def unchanged(pod: Pod) -> Iterator[None]:
 
 @settings(max_examples=40, deadline=None)
 @given(before=variants, wanted=variants)
-def test_a_replay_is_what_the_library_makes(before: PodRedirect, wanted: PodRedirect) -> None:
+def test_a_replay_is_what_the_library_makes(before: RedirectSpec, wanted: RedirectSpec) -> None:
     """L23: any variant, in an empty pod or in the place of any other, reads as its reference."""
     assert replayed(wanted) == reference(wanted)
     assert replayed(before, wanted) == reference(wanted)
 
 
 @pytest.mark.parametrize("wanted", [spec(dns_capture=True), spec(reroute_interfaces=("vm0",))])
-def test_a_replay_lists_as_the_text_does(pod: Pod, other: Pod, wanted: PodRedirect) -> None:
+def test_a_replay_lists_as_the_text_does(pod: Pod, other: Pod, wanted: RedirectSpec) -> None:
     """L6: nft prints the same for what was replayed and for what it has read itself."""
     pod.run(lambda: batch.replace((), reference(wanted)))
     other.shell("nft -f -", stdin=nftables.render(wanted))
@@ -111,7 +111,7 @@ def test_a_refused_rule_changes_nothing(pod: Pod, count: int) -> None:
     with (
         unchanged(pod),
         pytest.raises(
-            RedirectError, match=f"ENOENT.*; at: table {NAT}, chain istio-output, rule {number}$"
+            RulesError, match=f"ENOENT.*; at: table {NAT}, chain istio-output, rule {number}$"
         ),
     ):
         pod.run(lambda: batch.replace(nftables.TABLE_NAMES, wanted))
@@ -120,7 +120,7 @@ def test_a_refused_rule_changes_nothing(pod: Pod, count: int) -> None:
 def test_a_table_that_came_in_between_is_not_added_to(pod: Pod) -> None:
     """L7: of two agents that found nothing, the second fails, and no rule stands twice."""
     pod.run(lambda: batch.replace((), reference(spec())))
-    with unchanged(pod), pytest.raises(RedirectError, match=f"EEXIST; at: table {MANGLE}$"):
+    with unchanged(pod), pytest.raises(RulesError, match=f"EEXIST; at: table {MANGLE}$"):
         pod.run(lambda: batch.replace((), reference(spec())))
 
 
@@ -138,7 +138,7 @@ def test_others_rules_are_left_alone(pod: Pod) -> None:
     pod.shell("nft -f -", stdin=FOREIGN)
     with unchanged(pod):
         pod.run(lambda: batch.replace((), reference(spec(dns_capture=True))))
-        pod.run(lambda: batch.replace(nftables.TABLE_NAMES, reference(spec(ingress=True))))
+        pod.run(lambda: batch.replace(nftables.TABLE_NAMES, reference(spec(bypass_inbound=True))))
         pod.run(lambda: batch.remove([MANGLE, NAT, RAW]))
 
 
@@ -158,7 +158,7 @@ def test_counters_start_at_nothing(pod: Pod) -> None:
 
 def test_a_message_without_sense_is_refused() -> None:
     """A message that the kernel cannot read fails, and is not waited for."""
-    with pytest.raises(RedirectError, match=errno.errorcode[errno.EINVAL]):
+    with pytest.raises(RulesError, match=errno.errorcode[errno.EINVAL]):
         in_scratch_namespace(
             lambda: batch.replace(
                 (), {"t": replace(reference(spec())[NAT], settings=b"", comment=b"")}

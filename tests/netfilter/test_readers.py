@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.linux.netlink import Attributes, attribute, attributes
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_legacy import parse
 from nodeagent.netfilter.iptables_save import find_chains, statements
 from nodeagent.netfilter.iptables_variant import has_rules_of_others
@@ -124,6 +124,6 @@ def test_a_legacy_table_is_read() -> None:
 @pytest.mark.fuzz
 @given(st.sampled_from(list(Family)), damaged(st.just(TABLE)) | st.binary(max_size=500))
 def test_any_legacy_table_is_read(family: Family, data: bytes) -> None:
-    """A table of another form is a `RedirectError`."""
-    with contextlib.suppress(RedirectError):
+    """A table of another form is a `RulesError`."""
+    with contextlib.suppress(RulesError):
         parse(family, data, PLACES, CHAINS)

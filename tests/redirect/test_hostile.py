@@ -23,7 +23,7 @@ from nodeagent.mesh.pod import Pod as MeshPod
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.defaults import RedirectDefaults
 from nodeagent.redirect.nft_backend import read
 from nodeagent.redirect.redirector import PodRedirector
 from tests.lab import conntrack
@@ -43,7 +43,7 @@ def redirector() -> Iterator[PodRedirector]:
     with contextlib.closing(NetnsThreads(2)) as threads:
         yield PodRedirector(
             threads,
-            Intent.from_settings(Settings()),
+            RedirectDefaults.from_settings(Settings()),
             Backends.choose(None),
             lambda _: None,
         )

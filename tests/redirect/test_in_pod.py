@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nodeagent.netfilter import nft
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.redirect import nft_rules as nftables
 from nodeagent.redirect.in_pod import ensure, inspect, remove
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.counters import counters
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
@@ -151,13 +151,13 @@ def test_only_what_differs_is_written(pod: Pod) -> None:
     "other_spec",
     [
         spec(),
-        spec(dns_capture=True, ingress=True),
+        spec(dns_capture=True, bypass_inbound=True),
         spec(dns_capture=True, ipv6=False),
         spec(dns_capture=True, reroute_interfaces=("vm1",)),
     ],
-    ids=["no DNS", "ingress", "no IPv6", "another interface"],
+    ids=["no DNS", "inbound bypassed", "no IPv6", "another interface"],
 )
-def test_another_intent(pod: Pod, other_spec: PodRedirect) -> None:
+def test_another_intent(pod: Pod, other_spec: RedirectSpec) -> None:
     """L23: when what is wanted changes, nothing of the old remains, there and back."""
     pod.run(lambda: ensure(WANTED))
     before = pod.shell("nft -s list ruleset")
@@ -214,7 +214,7 @@ def test_a_refused_transaction_changes_nothing(pod: Pod) -> None:
     unplug(pod)
     before = everything(pod)
     text = nftables.render(spec()) + "delete table inet never-was\n"
-    with pytest.raises(RedirectError, match=r"ENOENT.* at: delete table inet never-was"):
+    with pytest.raises(RulesError, match=r"ENOENT.* at: delete table inet never-was"):
         pod.run(lambda: nft.apply(text))
     assert everything(pod) == before
 
@@ -223,10 +223,10 @@ def test_without_the_capability(pod: Pod) -> None:
     """An agent that may not change the network is told which capability it lacks."""
     program = (
         "from nodeagent.redirect.in_pod import ensure\n"
-        "from nodeagent.netfilter.errors import RedirectError\n"
+        "from nodeagent.netfilter.errors import RulesError\n"
         "from tests.lab.spec import spec\n"
         "try:\n    ensure(spec())\n"
-        "except RedirectError as error:\n    print(error)\n"
+        "except RulesError as error:\n    print(error)\n"
     )
     said = subprocess.run(
         ["nsenter", f"--net={pod.path}", "unshare", "--user", sys.executable, "-c", program],
@@ -257,8 +257,8 @@ def test_many_pods_at_once(lab: Lab) -> None:
     def live(pod: Pod) -> None:
         for _ in range(5):
             assert pod.run(lambda: ensure(WANTED))
-            assert pod.run(lambda: ensure(spec(ingress=True)))
-            assert pod.run(lambda: inspect(spec(ingress=True))) == ()
+            assert pod.run(lambda: ensure(spec(bypass_inbound=True)))
+            assert pod.run(lambda: inspect(spec(bypass_inbound=True))) == ()
             assert pod.run(remove)
             assert pod.run(lambda: inspect(WANTED))
 
@@ -269,7 +269,7 @@ def test_many_pods_at_once(lab: Lab) -> None:
 def test_rules_do_not_wait_for_a_route(pod: Pod) -> None:
     """L1: with `lo` down a route cannot be had; the rules stand all the same: it fails closed."""
     pod.shell("ip link set lo down")
-    with pytest.raises(RedirectError, match="ENETDOWN"):
+    with pytest.raises(RulesError, match="ENETDOWN"):
         pod.run(lambda: ensure(spec()))
     assert all("route" in difference for difference in pod.run(lambda: inspect(spec())))
     pod.shell("ip link set lo up")

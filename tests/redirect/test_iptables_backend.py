@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore, save
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.iptables_backend import IptablesBackend
 from nodeagent.redirect.iptables_rules import render
 from nodeagent.redirect.iptables_state import read
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.apps import ask, conversation, echo_app
 from tests.lab.pod import Pod
 from tests.lab.spec import spec
@@ -65,7 +65,7 @@ def send_udp() -> None:
     [
         (SPEC, 34),
         (replace(SPEC, dns_capture=False), 26),
-        (replace(SPEC, ingress=True), 30),
+        (replace(SPEC, bypass_inbound=True), 30),
         (replace(SPEC, reroute_interfaces=()), 24),
         (replace(SPEC, ipv6=False), 17),
         (replace(SPEC, keep_open=True), 34),
@@ -73,7 +73,7 @@ def send_udp() -> None:
     ],
 )
 def test_every_kind_of_rule_set_is_taken_by_the_kernel(
-    pod: Pod, backend: IptablesBackend, variant: Variant, wanted: PodRedirect, count: int
+    pod: Pod, backend: IptablesBackend, variant: Variant, wanted: RedirectSpec, count: int
 ) -> None:
     """Each override is accepted, in both families, and compares equal to itself afterwards."""
     inside(pod, backend.ensure, wanted)
@@ -152,7 +152,7 @@ def test_rules_of_others_are_untouched_to_the_byte(
     inside(pod, restore, variant, family, FOREIGN)
     before = listing(pod, variant, family)
     inside(pod, backend.ensure, SPEC)
-    inside(pod, backend.ensure, replace(SPEC, ingress=True))
+    inside(pod, backend.ensure, replace(SPEC, bypass_inbound=True))
     assert inside(pod, backend.remove)
     after = listing(pod, variant, family)
     for table in ("filter", "nat", "mangle"):
@@ -195,7 +195,7 @@ def test_a_refused_write_leaves_what_was_there(pod: Pod, variant: Variant) -> No
     inside(pod, restore, variant, Family.V4, render(SPEC, Family.V4))
     before = listing(pod, variant)
     text = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A ISTIO_OUTPUT -j NO_SUCH_CHAIN\nCOMMIT\n"
-    with pytest.raises(RedirectError, match=r"restore failed: .* at: .*(NO_SUCH_CHAIN|COMMIT)"):
+    with pytest.raises(RulesError, match=r"restore failed: .* at: .*(NO_SUCH_CHAIN|COMMIT)"):
         inside(pod, restore, variant, Family.V4, text)
     assert listing(pod, variant) == before
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import structlog
 
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.netfilter.iptables_variant import find_variant
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.iptables_backend import IptablesBackend
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 from tests.lab.xtables import SPEC, inside, listing
@@ -142,7 +142,7 @@ def test_quiet_rules_of_iptables_are_counted(pod: Pod) -> None:
     assert inside(pod, backends.fingerprint) != before
 
 
-def never_tried(directory: Path) -> PodRedirect:
+def never_tried(directory: Path) -> RedirectSpec:
     """What should stand is tried out once for each kind of pod: this one was not."""
     return replace(SPEC, reroute_interfaces=(f"i{abs(hash(directory)) % 10**12}",))
 
@@ -175,7 +175,7 @@ def test_without_ip6tables_a_pod_with_ipv6_fails_visibly(
     with monkeypatch.context() as patch:
         break_programs(tmp_path, patch, "ip6tables", NO_TABLE)
         for _ in range(2):
-            with pytest.raises(RedirectError, match=r"IPv6 cannot be redirected: .*does not exist"):
+            with pytest.raises(RulesError, match=r"IPv6 cannot be redirected: .*does not exist"):
                 inside(pod, backend.ensure, wanted)
         assert "IPv6 cannot be redirected" in "".join(inside(pod, backend.inspect, wanted))
     assert "ISTIO_PRERT" in listing(pod, variant)

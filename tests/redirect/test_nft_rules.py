@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.redirect.nft_rules import render
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.spec import spec
 
 VARIANTS = [
-    spec(ipv6=ipv6, dns_capture=dns, ingress=ingress, reroute_interfaces=interfaces)
-    for ipv6, dns, ingress, interfaces in product(
+    spec(ipv6=ipv6, dns_capture=dns, bypass_inbound=bypass_inbound, reroute_interfaces=interfaces)
+    for ipv6, dns, bypass_inbound, interfaces in product(
         (True, False), (True, False), (True, False), ((), ("vm0", "br-1.2@x=y"))
     )
 ]
@@ -28,7 +28,7 @@ def check(text: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_nft_accepts_every_variant(variant: PodRedirect) -> None:
+def test_nft_accepts_every_variant(variant: RedirectSpec) -> None:
     """`nft -f` takes the text of each combination of settings."""
     check(render(variant))
 

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from nodeagent.redirect.in_pod import ensure, inspect, remove
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.apps import IPAddress, ask, conversation, echo_app
 from tests.lab.counters import counters
 from tests.lab.lab import Lab
@@ -16,7 +16,7 @@ from tests.lab.standin import MARK, answering, passing_through
 APP = 8080
 
 
-def redirect(pod: Pod, wanted: PodRedirect | None = None) -> None:
+def redirect(pod: Pod, wanted: RedirectSpec | None = None) -> None:
     pod.run(lambda: ensure(wanted or spec()))
 
 
@@ -152,7 +152,7 @@ async def test_calls_of_the_probe_address_pass(pod: Pod, other: Pod, version: in
 
 async def test_ingress_mode(pod: Pod, other: Pod, version: int) -> None:
     """With inbound capture bypassed, inbound goes to the app and outbound to ztunnel."""
-    redirect(pod, spec(ingress=True))
+    redirect(pod, spec(bypass_inbound=True))
     target = address(pod, version)
     async with (
         answering(pod, version, 15001),

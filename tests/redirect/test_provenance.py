@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect import in_pod
@@ -46,7 +46,7 @@ def test_a_sidecars_chain_is_not_taken_over(pod: Pod, variant: Variant) -> None:
     before = listing(pod, variant)
     backend = IptablesBackend(variant)
     for _ in range(2):
-        with pytest.raises(RedirectError, match=r"IPv4 table nat: chain ISTIO_OUTPUT.* somebody"):
+        with pytest.raises(RulesError, match=r"IPv4 table nat: chain ISTIO_OUTPUT.* somebody"):
             inside(pod, backend.ensure, SPEC)
     assert listing(pod, variant) == before
 

@@ -12,7 +12,7 @@ import pytest
 from pyroute2.netlink.rtnl import RTM_GETRULE, RTM_NEWRULE
 
 from nodeagent.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.backend import Backend, Backends
 from nodeagent.redirect.in_pod import ensure, inspect, remove
@@ -141,7 +141,7 @@ async def test_no_table_is_free(pod: Pod, other: Pod, version: int) -> None:
     for table in (100, *range(15100, 15116)):
         pod.shell(f"{IP[version]} route add unreachable default table {table}")
     before = routing(pod)
-    with pytest.raises(RedirectError, match="table 100 has another route, to default"):
+    with pytest.raises(RulesError, match="table 100 has another route, to default"):
         pod.run(lambda: ensure(spec(ipv6=version == 6)))
     found = pod.run(lambda: inspect(spec(ipv6=version == 6)))
     assert len(found) == 1
@@ -253,7 +253,7 @@ def test_a_rule_with_one_more_condition_before_istios(pod: Pod) -> None:
     """Where the kernel cannot be told which of two is meant, none is removed, and it is said."""
     pod.run(lambda: ensure(spec(ipv6=False)))
     pod.shell("ip rule del pref 32764", f"ip {NARROWER}", f"ip {RULE}")
-    with pytest.raises(RedirectError, match="one of somebody else, with more conditions"):
+    with pytest.raises(RulesError, match="one of somebody else, with more conditions"):
         pod.run(remove)
     assert "fwmark 0x111/0xfff iif eth0" in pod.shell("ip rule")
     pod.shell(f"ip {NARROWER.replace('add', 'del')}")
@@ -313,7 +313,7 @@ def test_many_policy_rules_like_ours(pod: Pod) -> None:
     """Who makes hundreds of rules that look like ours is told; the pod fails closed."""
     sources = [f"10.1.{n}.1" for n in range(250)] + [f"10.2.{n}.1" for n in range(250)]
     batch(pod, [f"{RULE} from {source}" for source in sources])
-    with pytest.raises(RedirectError, match="500 policy rules for IPv4 have the preference"):
+    with pytest.raises(RulesError, match="500 policy rules for IPv4 have the preference"):
         pod.run(lambda: ensure(spec()))
     assert "redirect to :15006" in pod.shell("nft list ruleset")
 
@@ -326,7 +326,7 @@ def test_routing_that_cannot_be_read(pod: Pod) -> None:
             patch.setattr(Netlink, "dump", changing(Netlink.dump))
             ensure(spec())
 
-    with pytest.raises(RedirectError, match="EAGAIN"):
+    with pytest.raises(RulesError, match="EAGAIN"):
         pod.run(look)
     assert "redirect to :15006" in pod.shell("nft list ruleset")
     pod.run(lambda: ensure(spec()))

@@ -98,9 +98,9 @@ def test_the_way_of_replies_outlives_the_redirection() -> None:
 def test_ingress_mode_has_no_inbound_capture() -> None:
     """Only what arrives on a rerouted interface is left of inbound."""
     captured = pod_rules(spec(reroute_interfaces=("vm0",)))
-    ingress = pod_rules(spec(ingress=True, reroute_interfaces=("vm0",)))
-    assert verdicts(chain(ingress, Table.NAT, Hook.PREROUTING)) == [Redirect(15001), Return()]
-    assert chain(ingress, Table.NAT, Hook.OUTPUT) == chain(captured, Table.NAT, Hook.OUTPUT)
+    bypassing = pod_rules(spec(bypass_inbound=True, reroute_interfaces=("vm0",)))
+    assert verdicts(chain(bypassing, Table.NAT, Hook.PREROUTING)) == [Redirect(15001), Return()]
+    assert chain(bypassing, Table.NAT, Hook.OUTPUT) == chain(captured, Table.NAT, Hook.OUTPUT)
 
 
 def test_raw_only_with_dns_capture() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from nodeagent.redirect.in_pod import ensure, inspect, remove
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from nodeagent.redirect.serving import open_connections, silent_ports
 from tests.eventually import eventually
 from tests.lab.apps import ask, conversation, echo_app
@@ -14,7 +14,7 @@ from tests.lab.standin import answering
 APP = 8080
 
 
-def redirect(pod: Pod, wanted: PodRedirect) -> None:
+def redirect(pod: Pod, wanted: RedirectSpec) -> None:
     pod.run(lambda: ensure(wanted))
     assert pod.run(lambda: inspect(wanted)) == ()
 
@@ -46,15 +46,17 @@ async def test_join_without_the_option(pod: Pod, other: Pod, version: int) -> No
             await outbound.echo("out")
 
 
-@pytest.mark.parametrize("ingress", [False, True])
-async def test_leave_keeps_what_is_open(pod: Pod, other: Pod, version: int, ingress: bool) -> None:
+@pytest.mark.parametrize("bypass_inbound", [False, True])
+async def test_leave_keeps_what_is_open(
+    pod: Pod, other: Pod, version: int, bypass_inbound: bool
+) -> None:
     """While it leaves, what goes through ztunnel goes on, and new connections go direct."""
     far = other.addresses[version == 6]
-    redirect(pod, spec(ingress=ingress))
+    redirect(pod, spec(bypass_inbound=bypass_inbound))
     async with answering(pod, version, 15001), echo_app(other, far, APP):
         async with conversation(pod, far, APP) as through:
             assert through.name == "ztunnel:15001"
-            redirect(pod, spec(ingress=ingress, leaving=True))
+            redirect(pod, spec(bypass_inbound=bypass_inbound, leaving=True))
             assert (await ask(pod, far, APP))[0] == "app"
             assert pod.run(open_connections) == 1
             assert await through.echo("still here") == "still here"
@@ -66,7 +68,7 @@ async def test_leave_keeps_what_is_open(pod: Pod, other: Pod, version: int, ingr
 async def test_who_listens(pod: Pod, version: int) -> None:
     """L1: ports of ztunnel's on which nobody listens are found, whatever is redirected there."""
     assert pod.run(lambda: silent_ports(spec(dns_capture=True))) == (15001, 15006, 15008, 15053)
-    assert pod.run(lambda: silent_ports(spec(ingress=True))) == (15001, 15008)
+    assert pod.run(lambda: silent_ports(spec(bypass_inbound=True))) == (15001, 15008)
     async with answering(pod, version, 15001), answering(pod, version, 15008):
-        assert pod.run(lambda: silent_ports(spec(ingress=True))) == ()
+        assert pod.run(lambda: silent_ports(spec(bypass_inbound=True))) == ()
         assert pod.run(lambda: silent_ports(spec())) == (15006,)

@@ -7,12 +7,12 @@ import tempfile
 from nodeagent.commands.check.check import Check, bad, good
 from nodeagent.config import Settings
 from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_variant import host_uses_legacy
 from nodeagent.netfilter.scratch import in_scratch_namespace
 from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.defaults import Intent
+from nodeagent.redirect.defaults import RedirectDefaults
 
 _NO_POD = Pod(uid=PodUID(""), name="", namespace="")
 # linux/capability.h
@@ -78,20 +78,20 @@ def check_legacy_lock(settings: Settings, tables: str = LEGACY_TABLES) -> Check 
 
 def check_rules(settings: Settings) -> Check:
     """A pod's rules can be written, and stand, in a namespace made for that."""
-    spec, _ = Intent.from_settings(settings).of(_NO_POD)
+    spec, _ = RedirectDefaults.from_settings(settings).of(_NO_POD)
 
     def attempt() -> str:
         try:
             backend = Backends.choose(_variant(settings)).chosen
             backend.ensure(spec)
             return "; ".join(backend.inspect(spec))
-        except RedirectError as error:
+        except RulesError as error:
             return str(error)
 
     name = "nftables" if settings.native_nftables else "iptables"
     try:
         fault = in_scratch_namespace(attempt)
-    except RedirectError as error:
+    except RulesError as error:
         remedy = "the capability SYS_ADMIN; on the host: sysctl user.max_net_namespaces"
         return bad(name, str(error), remedy)
     if fault:

@@ -8,7 +8,7 @@ from nodeagent.linux import syscalls as kernel
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.pod import call_in_thread
 from tests.tools.bench.node import Node
 from tests.tools.bench.report import Figure, median, milliseconds
@@ -16,7 +16,7 @@ from tests.tools.bench.report import Figure, median, milliseconds
 _NAMES = {None: "nftables", Variant.NFT: "iptables-nft", Variant.LEGACY: "iptables-legacy"}
 
 
-def figures(node: Node, spec: PodRedirect, rounds: int) -> list[Figure]:
+def figures(node: Node, spec: RedirectSpec, rounds: int) -> list[Figure]:
     """Set-up, unchanged and removal of each; every round in a namespace of its own."""
     times = call_in_thread(partial(_measure, node, spec, rounds))
     return [
@@ -30,7 +30,7 @@ def figures(node: Node, spec: PodRedirect, rounds: int) -> list[Figure]:
 
 
 def _measure(
-    node: Node, spec: PodRedirect, rounds: int
+    node: Node, spec: RedirectSpec, rounds: int
 ) -> dict[tuple[Variant | None, str], list[float]]:
     times: dict[tuple[Variant | None, str], list[float]] = defaultdict(list)
     for number in range(rounds + 1):

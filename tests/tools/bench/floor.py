@@ -15,7 +15,7 @@ from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 from nodeagent.netfilter.nft_batch import creation, packet
 from nodeagent.redirect.nft_backend import read
 from nodeagent.redirect.routes import LocalRoute, PolicyRule
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 _NLMSG_ERROR = 2
 _HEADER = struct.Struct("=IHHII")
@@ -30,7 +30,7 @@ class Floor:
     route_answers: int
 
     @classmethod
-    def of_current(cls, spec: PodRedirect) -> "Floor":
+    def of_current(cls, spec: RedirectSpec) -> "Floor":
         """Read it where `spec` was made true, in the calling thread's namespace."""
         rules = packet(list(creation(read())))
         with _Recorder(socket.NETLINK_ROUTE) as recorder:

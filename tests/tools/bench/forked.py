@@ -3,7 +3,7 @@
 import subprocess
 
 from nodeagent.redirect import nft_rules as nftables
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.rules import RedirectSpec
 
 _ROUTES = """\
 rule add fwmark 0x111/0xfff pref 32764 lookup 100
@@ -48,13 +48,13 @@ COMMIT
 """
 
 
-def nft_and_ip(spec: PodRedirect) -> None:
+def nft_and_ip(spec: RedirectSpec) -> None:
     """Give our own text to ``nft -f``, and the routes to ``ip -batch``, in three processes."""
     _run("nft -f -", nftables.render(spec, replacing=()))
     _routes()
 
 
-def iptables_and_ip(spec: PodRedirect) -> None:
+def iptables_and_ip(spec: RedirectSpec) -> None:
     """``iptables-restore`` for each family, and ``ip -batch``, in four processes."""
     _run(
         "iptables-restore --noflush", _IPTABLES.format(probe=spec.probe_v4, loopback="127.0.0.0/8")

@@ -11,8 +11,8 @@ from nodeagent.linux import syscalls as kernel
 from nodeagent.mesh.pod import Pod as MeshPod
 from nodeagent.mesh.pod import PodUID
 from nodeagent.redirect import in_pod
-from nodeagent.redirect.defaults import Intent
-from nodeagent.redirect.rules import PodRedirect
+from nodeagent.redirect.defaults import RedirectDefaults
+from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.pod import call_in_thread
 from tests.tools.bench.floor import Floor
 from tests.tools.bench.forked import iptables_and_ip, nft_and_ip
@@ -70,7 +70,7 @@ def figures(node: Node, rounds: int) -> list[Figure]:
     ]
 
 
-def _measure(node: Node, spec: PodRedirect, rounds: int) -> Times:
+def _measure(node: Node, spec: RedirectSpec, rounds: int) -> Times:
     floor = _warm_up(node, spec)
     ways: dict[str, Callable[[], object]] = {
         "ensure": partial(in_pod.ensure, spec),
@@ -95,7 +95,7 @@ def _measure(node: Node, spec: PodRedirect, rounds: int) -> Times:
     return times
 
 
-def _warm_up(node: Node, spec: PodRedirect) -> Floor:
+def _warm_up(node: Node, spec: RedirectSpec) -> Floor:
     """Have the agent's caches filled and the kernel's modules loaded, as on any node."""
     _enter_new(node)
     iptables_and_ip(spec)
@@ -110,7 +110,7 @@ def _enter_new(node: Node) -> None:
     kernel.setns(pod.namespace.fd, kernel.CLONE_NEWNET)
 
 
-def _fault(way: str, spec: PodRedirect) -> str:
+def _fault(way: str, spec: RedirectSpec) -> str:
     """What is wrong with what stands after `way`; empty where nothing is."""
     if way != "iptables":
         return "; ".join(in_pod.inspect(spec))
@@ -134,7 +134,7 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def default_spec() -> PodRedirect:
+def default_spec() -> RedirectSpec:
     """What a pod without annotations gets."""
     pod = MeshPod(uid=PodUID("any"), name="any", namespace="any")
-    return Intent.from_settings(Settings()).of(pod)[0]
+    return RedirectDefaults.from_settings(Settings()).of(pod)[0]
