@@ -51,6 +51,9 @@ lint: ## look at Python, C, shell, YAML and spelling, and change nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr \
+		--enable=warning,style,performance,portability $(filter %.c,$(C_FILES))
 	$(BIN)/shellcheck $(SHELL_FILES)
 	$(BIN)/yamllint --strict deploy .pre-commit-config.yaml
 	$(BIN)/codespell $$(git ls-files)

@@ -8,9 +8,9 @@
 enum { ANSWER_HEAD_LIMIT = 16 * 1024, ANSWER_BODY_LIMIT = 1024 * 1024 };
 
 enum progress {
-    ANSWER_PARTIAL,  /* so far it can become an answer */
+    ANSWER_PARTIAL, /* so far it can become an answer */
     ANSWER_COMPLETE,
-    ANSWER_FOREIGN,  /* whatever speaks there, it is not the agent */
+    ANSWER_FOREIGN, /* whatever speaks there, it is not the agent */
 };
 
 struct answer {

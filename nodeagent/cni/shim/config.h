@@ -6,9 +6,9 @@
 
 /* Each is a part of the configuration as it stands there, or nothing. */
 struct config {
-    struct view version;  /* the inside of a string */
-    struct view socket;   /* likewise, short enough for a socket's address */
-    struct view previous; /* an object */
+    struct view version;    /* the inside of a string */
+    struct view socket;     /* likewise, short enough for a socket's address */
+    struct view previous;   /* an object */
     struct view namespaces; /* an array: all pods of these need no agent */
     struct view pods;       /* an array: pods of other DaemonSets that need none */
     struct view agent_namespace;

@@ -122,8 +122,7 @@ static enum outcome converse(int fd, struct view body, int64_t deadline, struct 
     return outcome == AGENT_SILENT ? outcome : receive(fd, deadline, answer);
 }
 
-enum outcome exchange(struct view path, struct view body, int64_t deadline,
-                      struct answer *answer)
+enum outcome exchange(struct view path, struct view body, int64_t deadline, struct answer *answer)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) {

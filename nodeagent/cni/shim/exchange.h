@@ -21,7 +21,6 @@ int64_t exchange_now(void);
 bool exchange_wait(int fd, short events, int64_t deadline);
 
 /* Posts `body` to the agent at `path`; `answer` points into a static buffer. */
-enum outcome exchange(struct view path, struct view body, int64_t deadline,
-                      struct answer *answer);
+enum outcome exchange(struct view path, struct view body, int64_t deadline, struct answer *answer);
 
 #endif

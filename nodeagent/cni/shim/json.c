@@ -7,7 +7,10 @@ enum { DEPTH = 256 };
 
 static const struct view NOTHING = {NULL, 0};
 
-static bool is_digit(char c) { return c >= '0' && c <= '9'; }
+static bool is_digit(char c)
+{
+    return c >= '0' && c <= '9';
+}
 
 static const char *skip_blank(const char *at, const char *end)
 {

@@ -37,8 +37,15 @@ enum { BAD_ENVIRONMENT = 4, BAD_INPUT = 6, BAD_CONFIGURATION = 7, TRY_AGAIN_LATE
 #define VERSIONS "[\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]"
 #define NEWEST_VERSION "1.1.0"
 
-enum command { COMMAND_ADD, COMMAND_CHECK, COMMAND_DEL, COMMAND_GC, COMMAND_STATUS,
-               COMMAND_VERSION, COMMAND_UNKNOWN };
+enum command {
+    COMMAND_ADD,
+    COMMAND_CHECK,
+    COMMAND_DEL,
+    COMMAND_GC,
+    COMMAND_STATUS,
+    COMMAND_VERSION,
+    COMMAND_UNKNOWN
+};
 
 struct call {
     enum command command;
@@ -78,12 +85,14 @@ static int print_with_version(const struct call *call, const char *rest)
     return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
+static int fail(const struct call *call, int code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
 /*
  * The call fails, or succeeds where a failure would do harm: pods would hang in
  * Terminating (DEL, GC: L18), and kubelet would call the node not ready and could not
  * start the agent's own pod (STATUS: L15). The text becomes part of a JSON string.
  */
-__attribute__((format(printf, 3, 4)))
 static int fail(const struct call *call, int code, const char *format, ...)
 {
     char reason[1024];

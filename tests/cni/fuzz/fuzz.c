@@ -62,6 +62,14 @@ static void require(bool holds, const char *what)
     }
 }
 
+/* Memory of exactly `size` bytes, or of one: the sanitizers see each step beyond it. */
+static char *allocate(size_t size)
+{
+    char *memory = malloc(size + (size == 0));
+    require(memory != NULL, "there is memory");
+    return memory;
+}
+
 static bool is_inside(struct view part, struct view whole)
 {
     return part.start == NULL || (part.start >= whole.start && part.length <= whole.length &&
@@ -74,16 +82,16 @@ static void try_config(const char *bytes, size_t length)
     size_t head = strnlen(bytes, length);
     char *arguments = strndup(bytes, head);
     size_t size = length > head ? length - head - 1 : 0;
-    char *text = malloc(size + (size == 0));
+    char *text = allocate(size);
     struct config config;
 
     memcpy(text, bytes + length - size, size);
     struct view whole = {text, size};
     bool parsed = config_parse(whole, &config);
     require(parsed == json_is_object(whole), "a configuration is a JSON object");
-    const struct view parts[] = {config.version, config.socket,          config.previous,
-                                 config.namespaces, config.pods,
-                                 config.agent_namespace, config.agent_prefix};
+    const struct view parts[] = {config.version,     config.socket, config.previous,
+                                 config.namespaces,  config.pods,   config.agent_namespace,
+                                 config.agent_prefix};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         require(is_inside(parts[i], whole), "each part is inside the configuration");
     }
@@ -102,7 +110,7 @@ static void try_answer(const char *bytes, size_t length)
     size_t body = 0;
 
     for (size_t step = 1 + length / 16, size = 0; size <= length; size += step) {
-        char *text = malloc(size + (size == 0));
+        char *text = allocate(size);
         struct answer answer = {0};
         memcpy(text, bytes, size);
         enum progress progress = answer_parse((struct view){text, size}, &answer);
@@ -138,12 +146,15 @@ static void replace(size_t at, size_t removed, const char *bytes, size_t length)
 
 static void mutate(void)
 {
+    /* clang-format off */
     static const char *const TOKENS[] = {
         "{", "}", "[", "]", ",", ":", "\"", "\\", "\\u00e9", "null", "true", "-0.5e+7", "{}", "[]",
         "[[[[[[[[[[[[[[[[", "\"a\":", "\"namespaces\":[", "\"agent\":{", "\"podPrefix\":",
-        "\"pods\":[", "\"namespace\":", "\"socket\":", "\"prevResult\":", "\"cniVersion\":", "K8S_POD_NAME=", "K8S_POD_NAMESPACE=",
-        ";", "\r\n", "\r\n\r\n", "Content-Length: ", "0", "1048576", "1048577", "HTTP/1.1 ", "200",
+        "\"pods\":[", "\"namespace\":", "\"socket\":", "\"prevResult\":", "\"cniVersion\":",
+        "K8S_POD_NAME=", "K8S_POD_NAMESPACE=", ";", "\r\n", "\r\n\r\n", "Content-Length: ",
+        "0", "1048576", "1048577", "HTTP/1.1 ", "200",
     };
+    /* clang-format on */
     const struct input *other = &corpus[random_below(corpus_size)];
     size_t at = (size_t)random_below(current.length + 1);
     size_t rest = current.length - at;
@@ -240,8 +251,9 @@ static int judge(void)
     uint32_t length;
 
     while (fread(&length, sizeof length, 1, stdin) == 1) {
-        char *text = malloc(length + (length == 0));
+        char *text = allocate(length);
         if (fread(text, 1, length, stdin) != length) {
+            free(text);
             return 2;
         }
         putchar(json_is_object((struct view){text, length}) ? 'y' : 'n');
