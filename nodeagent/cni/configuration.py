@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nodeagent.cni.errors import CniError, Code
-from nodeagent.cni.json_text import Member, members
+from nodeagent.cni.json_text import Part, members
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """Versions of the CNI specification that are spoken, oldest first."""
@@ -22,7 +22,7 @@ class Configuration:
 
     version: str
     name: str
-    previous: Member | None
+    previous: Part | None
     """The result of the plugin before us in the chain."""
     attachments: Any
     """What the runtime says is in use, for GC."""
@@ -59,7 +59,7 @@ class Configuration:
         )
 
 
-def _value(found: Mapping[str, Member], name: str) -> Any:
+def _value(found: Mapping[str, Part], name: str) -> Any:
     return found[name].value if name in found else None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration
 from nodeagent.cni.errors import CniError, Code
-from nodeagent.cni.json_text import Member, members
+from nodeagent.cni.json_text import Part, members
 from nodeagent.mesh.pod import IPAddress
 
 MOST_ADDRESSES = 64
@@ -31,11 +31,11 @@ def passed_on(configuration: Configuration) -> str:
         raise _invalid(f"prevResult is not an object, or too large: {error}") from error
     if "cniVersion" in parts and parts["cniVersion"].value == configuration.version:
         return previous.text
-    parts["cniVersion"] = Member(configuration.version, version)
-    return "{" + ", ".join(f"{json.dumps(key)}: {it.text}" for key, it in parts.items()) + "}"
+    texts = {name: part.text for name, part in parts.items()} | {"cniVersion": version}
+    return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in texts.items()) + "}"
 
 
-def addresses(previous: Member | None) -> tuple[IPAddress, ...]:
+def addresses(previous: Part | None) -> tuple[IPAddress, ...]:
     """Return the addresses that the plugins before us gave. Raises ``CniError``."""
     result = previous.value if previous else {}
     if not isinstance(result, dict):

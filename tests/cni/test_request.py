@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from nodeagent.cni import result
 from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration
 from nodeagent.cni.errors import CniError, Code
-from nodeagent.cni.json_text import members
 from nodeagent.cni.request import Command, Environment, PodName, Request
 
 ENVIRONMENT = {
@@ -38,7 +37,6 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-spaces = st.text(" \t\n\r", max_size=3)
 
 
 def code_of(text: bytes | dict[str, Any]) -> Code:
@@ -110,22 +108,6 @@ def test_any_configuration(text: bytes) -> None:
     """Whatever standard input is, it is a configuration or a CNI error."""
     codes = (Code.INCOMPATIBLE_VERSION, Code.INVALID_JSON, Code.INVALID_CONFIGURATION)
     either(lambda: Configuration.parse(text), *codes)
-
-
-@settings(max_examples=50)
-@given(st.dictionaries(st.text(), values), spaces, st.data())
-def test_members_are_what_stands_there(
-    value: dict[str, Any], space: str, data: st.DataObject
-) -> None:
-    """An object is taken apart as JSON says, and each member keeps its text."""
-    indent = data.draw(st.sampled_from([None, 0, 1, "\t"]))
-    texts = {key: json.dumps(inner, indent=indent) for key, inner in value.items()}
-    whole = ",".join(
-        f"{space}{json.dumps(key)}{space}:{space}{text}{space}" for key, text in texts.items()
-    )
-    found = members(f"{space}{{{whole}{space}}}{space}")
-    assert {key: member.value for key, member in found.items()} == value
-    assert {key: member.text for key, member in found.items()} == texts
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from nodeagent.cni import plugin_log, result
 from nodeagent.cni.configuration import VERSIONS, Configuration
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.istio import IstioRequest
-from nodeagent.cni.json_text import DEPTH, MOST_MEMBERS, MOST_VALUES, decoded, members
+from nodeagent.cni.json_text import DEPTH
 from nodeagent.cni.request import Environment, Request
 from tests.cni.container_runtime import serving
 from tests.cni.test_request import either
@@ -160,39 +160,6 @@ def test_log_of_any_body(body: bytes) -> None:
         list(plugin_log.parse(body))
     except ValueError as error:
         str(error).encode()
-
-
-@pytest.mark.parametrize("closed", [True, False])
-@pytest.mark.parametrize("depth", [*range(DEPTH - 2, DEPTH + 3), *range(950, 1010), 1_000_000])
-def test_depth(depth: int, closed: bool) -> None:
-    """What is nested too deep is refused, and nothing that is accepted is too deep to be used."""
-    text = '{"a":' + "[" * depth + "]" * depth * closed + "}"  # depth + 1
-    for read in (members, lambda text: decoded(text.encode())):
-        if depth < DEPTH and closed:
-            assert read(text)
-        else:
-            with pytest.raises(ValueError, match=r"deep|Expecting|value"):
-                read(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "refused"),
-    [
-        ("{" + ",".join('"":1' for _ in range(MOST_MEMBERS)) + "}", False),
-        ("{" + ",".join('"":1' for _ in range(MOST_MEMBERS + 1)) + "}", True),
-        ('{"a":[' + ",".join("1" for _ in range(MOST_VALUES - 2)) + "]}", False),
-        ('{"a":[' + ",".join("1" for _ in range(MOST_VALUES)) + "]}", True),
-        ('{"a":[' + ",".join("[]" for _ in range(MOST_VALUES // 2)) + "]}", True),
-        ('{"a":[' + ",".join("{}" for _ in range(MOST_VALUES // 2)) + "]}", True),
-    ],
-)
-def test_number_of_values(text: str, refused: bool) -> None:
-    """L34: what would hold the event loop is refused before it is read."""
-    if not refused:
-        assert members(text)
-        return
-    with pytest.raises(ValueError, match="more than"):
-        members(text)
 
 
 def test_list_of_a_full_node_is_within_the_bounds() -> None:

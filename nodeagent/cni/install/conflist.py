@@ -1,12 +1,11 @@
 """A network configuration list as text: our entry goes in and out, every other byte stays."""
 
-import itertools
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any, NoReturn, Self
+from typing import Any, Self
+
+from nodeagent.cni.json_text import BeyondBoundsError, Part, elements, members
 
 OURS = "nodeagent"
 """Type of our entry, and the name of the binary."""
@@ -14,15 +13,13 @@ ISTIO = "istio-cni"
 """Type of the entry that ours takes the place of."""
 MAX_SIZE = 1 << 20
 """Bytes; a hundred times what the longest known list has."""
-MAX_DEPTH = 100
-"""Levels; what is deeper is no configuration, but an attack on whoever reads it."""
 INSTALLED = "installed"
 """Key in our entry for what the installer has to know later; the binary ignores it."""
 CONVERTED_NAME = "k8s-pod-network"
 """What a list is called that was made of a single plugin's configuration without a name."""
 
-_SPACE = re.compile(r"[ \t\n\r]*")
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])')
+_BYTES = "surrogateescape"
+"""How bytes that are not UTF-8 survive: Go takes them for characters too."""
 
 Entry = Mapping[str, Any]
 
@@ -36,57 +33,42 @@ class BeyondUsError(ConfError):
 
 
 @dataclass(frozen=True, slots=True)
-class Plugin:
-    """One element of ``plugins``, and where it stands in the text."""
-
-    start: int
-    end: int
-    value: Any
-
-    @property
-    def type(self) -> str:
-        """The plugin's type; empty where there is none."""
-        kind = self.value.get("type") if isinstance(self.value, dict) else None
-        return kind if isinstance(kind, str) else ""
-
-
-@dataclass(frozen=True, slots=True)
 class ConfList:
     """A list that a runtime can use."""
 
     text: str
-    plugins: tuple[Plugin, ...]
+    plugins: tuple[Part, ...]
+    version: str
+    """Version of the CNI specification; empty where none is named."""
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read a ``.conflist``. Raises ``ConfError``."""
-        text, value = _decoded(data)
-        _require(value, "name")
-        if not isinstance(value.get("cniVersion", ""), str):
-            raise ConfError('"cniVersion" is not a string')
-        if "plugins" not in value:
+        text, found = _taken_apart(data)
+        _require(found, "name")
+        version = _version(found)
+        if "plugins" not in found:
             raise BeyondUsError('it has no "plugins", or in a directory that only runtimes know')
-        plugins = _plugins(text)
-        if not plugins:
+        array = found["plugins"]
+        if not isinstance(array.value, list) or not array.value:
             raise ConfError('"plugins" is not a list with at least one plugin')
-        if not all(plugin.type for plugin in plugins):
+        plugins = elements(text, array)
+        if not all(map(_type, plugins)):
             raise ConfError('a plugin in "plugins" has no "type"')
-        return cls(text, plugins)
+        return cls(text, plugins, version)
 
     @classmethod
     def around(cls, data: bytes) -> Self:
         """Make a list of the one plugin that a ``.conf`` or ``.json`` has.
 
-        The file's text is in it as it came, so that `single` gives it back. The list has
-        the plugin's own name, or ``CONVERTED_NAME``. Raises ``ConfError``.
+        The file's text is in the list as it came, so that `single` gives it back. The list
+        has the plugin's own name, or ``CONVERTED_NAME``. Raises ``ConfError``.
         """
-        text, value = _decoded(data)
-        _require(value, "type")
-        version = value.get("cniVersion", "")
-        if not isinstance(version, str):
-            raise ConfError('"cniVersion" is not a string')
+        text, found = _taken_apart(data)
+        _require(found, "type")
+        version = _version(found)
         head = {"cniVersion": version} if version else {}
-        own = value.get("name")
+        own = found["name"].value if "name" in found else None
         head["name"] = own if isinstance(own, str) and own else CONVERTED_NAME
         return cls.parse(_encoded(f'{json.dumps(head)[:-1]}, "plugins": [{text}]}}'))
 
@@ -98,26 +80,22 @@ class ConfList:
     @property
     def entry(self) -> Entry | None:
         """Our entry, the first where there are several."""
-        return next((p.value for p in self.plugins if p.type == OURS), None)
+        return next((p.value for p in self.plugins if _type(p) == OURS), None)
 
     @property
     def types(self) -> tuple[str, ...]:
         """The plugins' types, in their order."""
-        return tuple(plugin.type for plugin in self.plugins)
-
-    @property
-    def version(self) -> str:
-        """Version of the CNI specification; empty where none is named."""
-        return str(_decoded(self.data)[1].get("cniVersion", ""))
+        return tuple(map(_type, self.plugins))
 
     def with_entry(self, entry: Entry) -> "ConfList":
-        """Put `entry` in: where one of ours or Istio's stands, otherwise at the end.
+        """Put `entry` in: in the place of one of ours or Istio's, otherwise at the end.
 
-        It is there once afterwards. A list that has it already stays as it is, however
-        somebody else has formatted it.
+        The result has one entry of ours and none of Istio's. A list that has exactly this
+        entry stays as it is, however somebody else has formatted it. Raises ``ConfError``
+        where the result would be beyond the bounds of what is read.
         """
         rendered = json.dumps(entry)
-        mine = [n for n, plugin in enumerate(self.plugins) if plugin.type in (OURS, ISTIO)]
+        mine = [n for n, plugin in enumerate(self.plugins) if _type(plugin) in (OURS, ISTIO)]
         if not mine:
             last = self.plugins[-1]
             before = self.text[: last.start]
@@ -126,7 +104,7 @@ class ConfList:
         first = self.plugins[mine[0]]
         if len(mine) > 1:
             return self._cut(mine[-1]).with_entry(entry)
-        if first.value == _decoder.decode(rendered):
+        if first.value == json.loads(rendered):
             return self
         return self._with(first.start, first.end, rendered)
 
@@ -135,7 +113,7 @@ class ConfList:
 
         What `with_entry` added at the end is taken out to the byte.
         """
-        mine = [n for n, plugin in enumerate(self.plugins) if plugin.type == OURS]
+        mine = [n for n, plugin in enumerate(self.plugins) if _type(plugin) == OURS]
         if not mine:
             return self.data
         if len(self.plugins) == 1:
@@ -145,12 +123,9 @@ class ConfList:
 
     def single(self) -> bytes | None:
         """What `around` was given, without our entry; None if other plugins have come in."""
-        rest = _encoded(self.text) if self.entry is None else self.without_entry()
-        text = rest.decode(errors="surrogateescape")
-        array = _array(text)
-        if len(_plugins(text)) != 1 or array is None:
-            return None
-        return _encoded(text[array.start + 1 : array.end - 1])
+        text = (self.data if self.entry is None else self.without_entry()).decode(errors=_BYTES)
+        array = members(text, long_numbers=True)["plugins"]
+        return _encoded(array.text[1:-1]) if len(array.value) == 1 else None
 
     def _cut(self, number: int) -> "ConfList":
         plugin = self.plugins[number]
@@ -162,7 +137,7 @@ class ConfList:
         return ConfList.parse(_encoded(self.text[:start] + text + self.text[end:]))
 
 
-def standing_alone(entry: Entry) -> bytes:
+def stand_alone(entry: Entry) -> bytes:
     """Make a ``.conf`` with our plugin alone, for whoever delegates to it (Multus)."""
     head = {"cniVersion": "0.3.1", "name": OURS}  # as old as any Multus in use
     return (json.dumps({**head, **entry}, indent=2) + "\n").encode()
@@ -170,99 +145,56 @@ def standing_alone(entry: Entry) -> bytes:
 
 def same(one: bytes, other: bytes) -> bool:
     """Whether both say the same, however they are formatted. Raises ``ConfError``."""
-    return one == other or bool(_decoded(one)[1] == _decoded(other)[1])
+    return one == other or _values(_taken_apart(one)[1]) == _values(_taken_apart(other)[1])
 
 
 def entry_of(data: bytes) -> Entry | None:
     """Our entry in a ``.conf`` or ``.conflist``, if it has one."""
     try:
-        text, value = _decoded(data)
+        text, found = _taken_apart(data)
     except ConfError:
         return None
-    if value.get("type") == OURS:
-        return dict(value)
-    return next((p.value for p in _plugins(text) if p.type == OURS), None)
+    if "type" in found and found["type"].value == OURS:
+        return _values(found)
+    array = found.get("plugins")
+    plugins = elements(text, array) if array and isinstance(array.value, list) else ()
+    return next((p.value for p in plugins if _type(p) == OURS), None)
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-# Numbers of any length: they are compared, never written.
-_decoder = json.JSONDecoder(parse_int=Decimal, parse_constant=_refuse)
-
-
-def _decoded(data: bytes) -> tuple[str, dict[str, Any]]:
+def _taken_apart(data: bytes) -> tuple[str, dict[str, Part]]:
     if len(data) > MAX_SIZE:
         raise BeyondUsError(f"larger than {MAX_SIZE} bytes")
-    # Go takes bytes that are not UTF-8 for characters too, and they have to survive.
-    text = data.decode(errors="surrogateescape")
+    text = data.decode(errors=_BYTES)
     try:
-        value = _decoder.decode(text)
-    except RecursionError:
-        raise BeyondUsError("nested too deeply") from None
+        return text, members(text, long_numbers=True)
+    except BeyondBoundsError as error:
+        raise BeyondUsError(str(error)) from None
     except ValueError as error:
-        raise ConfError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfError("not a JSON object")
-    if _depth(text) > MAX_DEPTH:
-        raise BeyondUsError("nested too deeply")
-    return text, value
-
-
-def _depth(text: str) -> int:
-    steps = (bool(found[1]) - bool(found[2]) for found in _BRACKETS.finditer(text))
-    return max(itertools.accumulate(steps))
+        raise ConfError(f"not a JSON object: {error}") from None
 
 
 def _encoded(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")
+    return text.encode(errors=_BYTES)
 
 
-def _require(value: Mapping[str, Any], key: str) -> str:
-    found = value.get(key)
-    if not isinstance(found, str) or not found:
+def _values(found: Mapping[str, Part]) -> Entry:
+    return {name: part.value for name, part in found.items()}
+
+
+def _type(plugin: Part) -> str:
+    """The plugin's type; empty where there is none."""
+    kind = plugin.value.get("type") if isinstance(plugin.value, dict) else None
+    return kind if isinstance(kind, str) else ""
+
+
+def _version(found: Mapping[str, Part]) -> str:
+    version = found["cniVersion"].value if "cniVersion" in found else ""
+    if not isinstance(version, str):
+        raise ConfError('"cniVersion" is not a string')
+    return version
+
+
+def _require(found: Mapping[str, Part], key: str) -> None:
+    value = found[key].value if key in found else None
+    if not isinstance(value, str) or not value:
         raise ConfError(f'"{key}" is missing, empty or not a string')
-    return found
-
-
-def _array(text: str) -> Plugin | None:
-    # Of members with the same name the last counts, for Go as for Python.
-    spans = [span for key, span in _members(text) if key == "plugins"]
-    return spans[-1] if spans and isinstance(spans[-1].value, list) else None
-
-
-def _plugins(text: str) -> tuple[Plugin, ...]:
-    array = _array(text)
-    return tuple(_items(text, array.start)) if array else ()
-
-
-# The text is known to be JSON in the two below: only places are looked for.
-
-
-def _members(text: str) -> Iterator[tuple[str, Plugin]]:
-    at = _skip(text, _skip(text, 0) + 1)
-    while text[at] != "}":
-        key, at = _decoder.raw_decode(text, at)
-        at = _skip(text, _skip(text, at) + 1)
-        value, end = _decoder.raw_decode(text, at)
-        yield key, Plugin(at, end, value)
-        at = _after_comma(text, end)
-
-
-def _items(text: str, at: int) -> Iterator[Plugin]:
-    at = _skip(text, at + 1)
-    while text[at] != "]":
-        value, end = _decoder.raw_decode(text, at)
-        yield Plugin(at, end, value)
-        at = _after_comma(text, end)
-
-
-def _after_comma(text: str, at: int) -> int:
-    at = _skip(text, at)
-    return _skip(text, at + 1) if text[at] == "," else at
-
-
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at

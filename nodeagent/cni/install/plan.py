@@ -23,7 +23,7 @@ from nodeagent.cni.install.conflist import (
     Entry,
     entry_of,
     same,
-    standing_alone,
+    stand_alone,
 )
 from nodeagent.cni.install.loading import UNKNOWN, Loading
 
@@ -149,7 +149,7 @@ def _stand_alone(found: Directory, files: Files, name: str, entry: Entry) -> Pla
             f"{name} is another plugin's: CNI_CONF_NAME must name a file of our own"
             " where CHAINED_CNI_PLUGIN is false"
         )
-    wanted = standing_alone(_dated(entry, found.files.get(name)))
+    wanted = stand_alone(_dated(entry, found.files.get(name)))
     return _planned(found, files, {name: wanted}, target=name)
 
 

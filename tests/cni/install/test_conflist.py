@@ -355,17 +355,17 @@ def test_no_primary_yet() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\xef\xbb\xbf{}", "not JSON"),
-        (b'{"name": NaN}', "not JSON"),
-        (b'{"name":"n","plugins":[{"type":"a"},]}', "not JSON"),
+        (b"\xef\xbb\xbf{}", "not a JSON object"),
+        (b'{"name": NaN}', "not a JSON object"),
+        (b'{"name":"n","plugins":[{"type":"a"},]}', "not a JSON object"),
         (b'"x"', "not a JSON object"),
         (b'{"name":1,"plugins":[{"type":"a"}]}', '"name"'),
         (b'{"name":"n","cniVersion":1,"plugins":[{"type":"a"}]}', '"cniVersion"'),
         (b'{"name":"n","plugins":{"type":"a"}}', '"plugins"'),
         (b'{"name":"n","plugins":[5]}', '"type"'),
         (b'{"name":"n","plugins":[{"type":5}]}', '"type"'),
-        (b'{"name":"n","plugins":' + b"[" * 200 + b"]" * 200 + b"}", "nested too deeply"),
-        (b'{"name":"n","plugins":' + b"[" * 99999, "nested too deeply"),
+        (b'{"name":"n","plugins":' + b"[" * 300 + b"]" * 300 + b"}", "nested more than"),
+        (b'{"name":"n","plugins":' + b"[" * 99999, "more than"),
         (b'{"name":"n"' + b" " * (1 << 20) + b"}", "larger than"),
     ],
 )
