@@ -14,8 +14,8 @@ import os
 import sys
 
 namespace = os.open(f"/proc/{sys.argv[1]}/ns/net", os.O_RDONLY)
-from nodeagent import kernel
-kernel.setns(namespace, kernel.CLONE_NEWNET)
+from nodeagent.linux import syscalls
+syscalls.setns(namespace, syscalls.CLONE_NEWNET)
 open("/proc/thread-self/net/ip_tables_names").read()
 from nodeagent.netfilter.iptables_programs import Variant, save
 from nodeagent.netfilter.rule import Family
@@ -24,7 +24,7 @@ assert "*nat" in save(Variant.LEGACY, Family.V4)
 """Look for the legacy tables of a pod."""
 INSTALL = """
 import sys
-from nodeagent.cni import confdir
+from nodeagent.cni.install import confdir
 
 list = sys.argv[1] + "/10-x.conflist"
 confdir.replace(list, b"{ }", like=list)

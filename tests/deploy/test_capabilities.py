@@ -20,14 +20,14 @@ from tests.deploy.capability_scripts import (
 
 _ENROL = """
 import sys
-from nodeagent import kernel
+from nodeagent.linux import syscalls
 from nodeagent.netns.netns import Netns
-from nodeagent.redirect import pod
+from nodeagent.redirect import in_pod
 from tests.lab.spec import spec
 
 with Netns.open(f"/proc/{sys.argv[1]}/ns/net") as namespace:
-    kernel.setns(namespace.fd, kernel.CLONE_NEWNET)
-pod.ensure(spec())
+    syscalls.setns(namespace.fd, syscalls.CLONE_NEWNET)
+in_pod.ensure(spec())
 """
 
 
@@ -57,7 +57,7 @@ def test_capabilities_suffice(
 
 @pytest.mark.parametrize(
     ("missing", "refused"),
-    [("NET_ADMIN", "pod.ensure("), ("SYS_ADMIN", "kernel.setns("), ("SYS_PTRACE", ".open(")],
+    [("NET_ADMIN", "in_pod.ensure("), ("SYS_ADMIN", "syscalls.setns("), ("SYS_PTRACE", ".open(")],
 )
 def test_no_capability_is_idle(pod: str, tmp_path: Path, missing: str, refused: str) -> None:
     """Without any one of them it cannot, and this is the call that the kernel refuses."""
