@@ -96,7 +96,7 @@ async def assembled(
         else:
             origin = await stack.enter_async_context(from_cluster(settings, api, verifier))
         book = Book(
-            lambda uid: reconciler.on_answer(uid),  # noqa: PLW0108 - made below
+            lambda uid: reconciler.wake(uid),  # noqa: PLW0108 - made below
             lambda: reconciler.table.kept(),  # noqa: PLW0108 - likewise
         )
         redirector = PodRedirector(

@@ -11,8 +11,8 @@ from nodeagent.cluster.events import Events
 from nodeagent.cluster.log_reporter import LogReporter
 from nodeagent.cluster.outbox import Outbox
 from nodeagent.cluster.projection import ProjectionError
+from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
-from nodeagent.mesh.workload import Redirection
 
 _AT_ONCE = 8
 """Requests; what is more waits for its turn."""
@@ -74,7 +74,7 @@ class ClusterReporter:
     def contested(self, pod: Pod, times: int) -> None:
         """Say on the pod that somebody works against the agent."""
         self._log.contested(pod, times)
-        text = f"something else keeps changing the pod's redirection; it was mended {times} times"
+        text = f"something else keeps changing the pod's redirection; it was repaired {times} times"
         self._events.record(pod, "RedirectionContested", text)
 
     def unprotected(self, pod: Pod) -> None:

@@ -2,8 +2,8 @@
 
 import structlog
 
+from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.mesh.workload import Redirection
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ class LogReporter:
             "something else keeps changing the pod's redirection",
             pod=str(pod),
             uid=pod.uid,
-            mended=times,
+            repairs=times,
         )
 
     def unprotected(self, pod: Pod) -> None:

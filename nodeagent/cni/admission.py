@@ -13,10 +13,11 @@ from nodeagent.cni.request import PodName
 from nodeagent.cni.waiting import Waiting, answered, heard_or_asked
 from nodeagent.mesh.eligibility import Policy, Wanted, decide_by_namespace
 from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.held import N
 from nodeagent.mesh.pod import CONFIG_MIRROR, Namespace, Pod, PodUID
 from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.table import Table
-from nodeagent.mesh.workload import N, Workload
+from nodeagent.mesh.workload import Workload
 
 ADD_DEADLINE = 30.0
 """Seconds; the binary waits for 35, kubelet for two minutes."""
@@ -91,7 +92,7 @@ class Admission(Generic[N]):
             return self.known(pod)
         rows = list(self._named(pod))
         identity = self.identity_of(netns)
-        holding = (row for row in rows if row.namespace and row.namespace.id == identity)
+        holding = (row for row in rows if row.netns and row.netns.id == identity)
         return next(holding, None) or next((row for row in rows if not _is_ending(row.seen)), None)
 
     def _named(self, pod: PodName) -> Iterator[Workload[N]]:
@@ -315,11 +316,12 @@ def _is_over(row: Workload[N]) -> bool:
 
 
 def _in_mesh(row: Workload[N], netns: Hashable) -> bool:
+    held = row.held
     return (
-        row.accepted
-        and row.redirected is not None
-        and row.namespace is not None
-        and row.namespace.id == netns
+        held is not None
+        and held.accepted
+        and held.installed_for is not None
+        and held.netns.id == netns
     )
 
 

@@ -16,10 +16,10 @@ from nodeagent.cni.release import Release, attachment_of
 from nodeagent.cni.request import Attachment, Command, PodName, Request
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.held import N
 from nodeagent.mesh.pod import IPAddress, Pod
 from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.table import Table
-from nodeagent.mesh.workload import N
 
 log = structlog.get_logger()
 
@@ -135,13 +135,13 @@ class Plugin(Generic[N]):
             raise CniError(Code.TRY_AGAIN, f"it is not known whether pod {pod} is in the mesh", why)
         if row.decision.wanted is Wanted.NO:
             return
-        namespace = row.namespace
-        if namespace is None or namespace.id != self._admission.identity_of(netns):
+        held = row.netns
+        if held is None or held.id != self._admission.identity_of(netns):
             raise CniError(
                 Code.DIFFERS, f"pod {pod} is not in the mesh", f"{row.state.value}: {row.detail}"
             )
         try:
-            differences = await self._inspect(namespace, row.pod)
+            differences = await self._inspect(held, row.pod)
         except RetryError as error:
             raise CniError(Code.TRY_AGAIN, f"cannot look at pod {pod}", str(error)) from error
         if differences:

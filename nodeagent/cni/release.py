@@ -10,9 +10,10 @@ from nodeagent.cni.admission import Identify
 from nodeagent.cni.attachments import Attachments
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.request import Attachment
+from nodeagent.mesh.held import N
 from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.table import Table
-from nodeagent.mesh.workload import N, Workload
+from nodeagent.mesh.workload import Workload
 
 log = structlog.get_logger()
 
@@ -35,11 +36,11 @@ class Release(Generic[N]):
         if row is None:
             return
         log.info("sandbox deleted", pod=str(row.pod), uid=row.uid, netns=netns)
-        held = row.namespace.id if row.namespace else None
+        held = row.netns.id if row.netns else None
         self._table.sandbox_ended(row)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_DEADLINE):
-                await row.until(lambda row: row.namespace is None or row.namespace.id != held)
+                await row.until(lambda row: row.netns is None or row.netns.id != held)
 
     def collect(self, network: str, valid: Any) -> None:
         """End the attachments of `network` that the runtime does not have any more.
@@ -87,8 +88,8 @@ class Release(Generic[N]):
                 row
                 for row in self._table
                 if (row.sandbox is None or not row.sandbox.container_id)
-                and row.namespace is not None
-                and row.namespace.id == identity
+                and row.netns is not None
+                and row.netns.id == identity
             ),
             None,
         )

@@ -17,7 +17,7 @@ from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.plugin import Answer, Plugin
 from nodeagent.http_listener import Bounds, application, serve_http
 from nodeagent.linux.unix_sockets import listening
-from nodeagent.mesh.workload import N
+from nodeagent.mesh.held import N
 
 log = structlog.get_logger()
 

@@ -8,8 +8,9 @@ heart put a model of a node. `N` is the class of an open netns.
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
+from nodeagent.mesh.annotation import Redirection
+from nodeagent.mesh.held import N, N_contra, Watch
 from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.mesh.workload import N, N_contra, Redirection, Watch
 
 
 @dataclass(frozen=True, slots=True)

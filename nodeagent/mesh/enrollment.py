@@ -1,288 +1,345 @@
-"""What is done for one pod, step by step, from the top, until it holds.
+"""The steps that bring one pod into the mesh, keep it there, or take it out.
 
-Every step is idempotent and looks before it writes, so a run that was cut off
-anywhere, even by SIGKILL, is simply made again.
+`reconcile` runs them from the top. Each step looks before it writes and can be repeated, so
+a run that was cut off anywhere, even by SIGKILL, is simply made again: there is no other
+code for an agent that was restarted or a label that was added. The exception that a step
+raises decides what comes next (`errors.py`); `worker.py` carries that out.
 """
 
 import asyncio
 import time
-from collections.abc import Iterable
 
 import structlog
 
+from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.dependencies import Dependencies, Inspection
 from nodeagent.mesh.eligibility import RELEASED, Wanted
-from nodeagent.mesh.errors import GiveUpError, RefusedError, RetryError, TransientError
+from nodeagent.mesh.errors import (
+    GiveUpError,
+    NetnsConflictError,
+    RefusedError,
+    RetryError,
+    TransientError,
+)
+from nodeagent.mesh.held import HeldNetns, N
 from nodeagent.mesh.pod import SIDECAR_STATUS, Pod
-from nodeagent.mesh.workload import N, Redirection, State, Workload
+from nodeagent.mesh.progress import State
+from nodeagent.mesh.table import Table
+from nodeagent.mesh.workload import Workload
 
 log = structlog.get_logger()
 
-TEAR_DOWN = 5.0
+SANDBOX_TEARDOWN = 5.0
 """Seconds that the runtime has to take a sandbox down, before a pod's next one is looked for."""
 
 
-_LOOKS_FOR_LEFTOVERS = 5
-"""Attempts for a pod of the first list of which nothing says that it was ever in the mesh."""
-
-
-HEARD = 2.0
+ANNOTATION_PROPAGATION = 2.0
 """Seconds that the control plane and the peers' ztunnels have to hear of an annotation."""
 
 
-class NetnsConflictError(RetryError):
-    """The network namespace that was found for a pod is held for another one (L39)."""
-
-    def __init__(self, netns: str, holder: Pod) -> None:
-        # Whose it is goes to the log only: the detail may be shown to the pod's owner.
-        super().__init__(f"the network namespace that was found, {netns}, is another pod's")
-        self.netns = netns
-        self.holder = holder
+_ATTEMPTS_FOR_LEFTOVERS = 5
+"""Attempts for a pod of the first list of which nothing says that it was ever in the mesh."""
 
 
-async def reconcile(row: Workload[N], parts: Dependencies[N], rows: Iterable[Workload[N]]) -> None:
-    """Bring what stands on the node to what is wanted for the pod now.
+_FIRST_CONTESTED = 5
+"""Repairs of one pod after which it is reported as contested; then after twice as many, and
+so on."""
 
-    `rows` are all pods of the node: a network namespace is only ever one pod's.
+
+async def reconcile(workload: Workload[N], needs: Dependencies[N], table: Table[N]) -> None:
+    """Bring what is there on the node to what is wanted for the pod now.
+
+    Raises ``RetryError`` where another try can help, and ``GiveUpError`` where none can.
     """
-    if row.gone:
-        parts.reporter.forget(row.uid)
-        await _release(row, parts)
-    elif row.decision.wanted is Wanted.YES:
-        await _enroll(row, parts, rows)
-    elif row.decision.wanted is Wanted.NO:
-        await _remove(row, parts, rows)
-    elif row.namespace is not None:
-        # Not knowing is no reason to let a pod out of the mesh (L16).
-        await _enroll(row, parts, rows)
+    if workload.gone:
+        needs.reporter.forget(workload.uid)
+        await _release(workload, needs)
+    elif workload.decision.wanted is Wanted.YES:
+        await _enroll(workload, needs, table)
+    elif workload.decision.wanted is Wanted.NO:
+        await _remove(workload, needs, table)
+    elif workload.held is not None:
+        # Not to know whether a pod is wanted is no reason to take it out of the mesh.
+        await _enroll(workload, needs, table)
     else:
-        row.be(State.WAITING, row.decision.reason)
+        workload.progress.set_state(State.WAITING, workload.decision.reason)
 
 
-async def _enroll(row: Workload[N], parts: Dependencies[N], rows: Iterable[Workload[N]]) -> None:
-    pod = row.pod
-    if row.sandbox_ended is not None and await _between_sandboxes(row, parts):
+# Into the mesh
+
+
+async def _enroll(workload: Workload[N], needs: Dependencies[N], table: Table[N]) -> None:
+    pod, progress = workload.pod, workload.progress
+    if workload.sandbox_ended is not None and await _is_between_sandboxes(workload, needs, table):
         return
-    if not pod.addresses and row.namespace is None:
-        row.be(State.WAITING, "has no address yet")
+    if not pod.addresses and progress.held is None:
+        progress.set_state(State.WAITING, "has no address yet")
         return
-    if pod.addresses:  # an enrolled pod can lose them for a moment (L9)
-        await _hold(row, pod, parts, rows)
-    namespace = row.namespace
-    assert namespace is not None  # noqa: S101 - tells mypy what the lines above made so
-    look = await _redirect(row, pod, namespace, parts)
-    served = row.accepted  # by the time of the look
+    if pod.addresses:  # an enrolled pod can lose them for a moment
+        await _open_netns(workload, pod, needs, table)
+    held = progress.held
+    assert held is not None  # noqa: S101 - tells mypy what the lines above made so
+    inspection = await _redirect(workload, pod, held, needs)
+    served = held.accepted  # by the time of the inspection
     try:
-        row.accepted = await parts.ztunnels.offer(pod, namespace) or row.accepted
+        held.accepted = await needs.ztunnels.offer(pod, held.netns) or held.accepted
     except RefusedError:
-        row.accepted = False
-        # Its probes do not need ztunnel, and must not fail with it.
-        await parts.probes.ensure(pod)
-        _annotate(row, parts)
+        held.accepted = False
+        # The pod's probes do not need ztunnel, and must not fail with it.
+        await needs.probes.ensure(pod)
+        _annotate(workload, held, needs)
         raise
-    await parts.probes.ensure(pod)
-    _annotate(row, parts)
-    if not row.accepted:
-        row.be(State.PENDING, "no ztunnel is connected")
-    elif served and look.silent:
-        ports = ", ".join(map(str, look.silent))
-        row.be(State.UNSERVED, f"ztunnel does not listen on {ports}: traffic fails")
+    await needs.probes.ensure(pod)
+    _annotate(workload, held, needs)
+    if not held.accepted:
+        progress.set_state(State.PENDING, "no ztunnel is connected")
+    elif served and inspection.silent:
+        ports = ", ".join(map(str, inspection.silent))
+        progress.set_state(State.UNSERVED, f"ztunnel does not listen on {ports}: traffic fails")
     else:
-        row.be(State.ENROLLED, row.decision.reason)
+        progress.set_state(State.ENROLLED, workload.decision.reason)
 
 
-async def _between_sandboxes(row: Workload[N], parts: Dependencies[N]) -> bool:
-    """Whether the pod's sandbox is being taken down, and a look would find that one only."""
-    pod, now = row.pod, asyncio.get_running_loop().time()
-    assert row.sandbox_ended is not None  # noqa: S101 - tells mypy what the caller has checked
-    if not pod.deleting and now - row.sandbox_ended >= TEAR_DOWN:
-        # The next one may have come past the plugin, whose entry somebody took out (L3).
-        row.sandbox_ended = None
+async def _is_between_sandboxes(
+    workload: Workload[N], needs: Dependencies[N], table: Table[N]
+) -> bool:
+    """Whether the pod's sandbox is being taken down, and nothing else could be found yet."""
+    now = asyncio.get_running_loop().time()
+    assert workload.sandbox_ended is not None  # noqa: S101 - the caller has checked it
+    if not workload.pod.deleting and now - workload.sandbox_ended >= SANDBOX_TEARDOWN:
+        # Somebody may have removed the plugin's entry from the CNI configuration. Then the
+        # next sandbox is there by now, and nobody has handed it over.
+        table.expect_sandbox(workload)
         return False
     # The annotation stays: nothing is sent to a sandbox that has ended, and to the next one
-    # peers would send plain text if it were not `enabled` (L41).
-    await _release(row, parts)
-    row.be(State.WAITING, "its sandbox was taken down; waits for the next")
+    # peers would send plain text if the pod were not `enabled`.
+    await _release(workload, needs)
+    workload.progress.set_state(State.WAITING, "its sandbox was taken down; waits for the next")
     return True
 
 
-async def _hold(
-    row: Workload[N], pod: Pod, parts: Dependencies[N], rows: Iterable[Workload[N]]
+async def _open_netns(
+    workload: Workload[N], pod: Pod, needs: Dependencies[N], table: Table[N]
 ) -> None:
-    found = await _find(row, pod, parts, rows)
-    if row.namespace is None or row.namespace is found:
-        row.namespace = found
-    elif found.id == row.namespace.id:
+    progress = workload.progress
+    found = await _find_netns(workload, pod, needs, table)
+    if progress.held is None:
+        progress.held = HeldNetns(found)
+    elif found is progress.held.netns:
+        pass
+    elif found.id == progress.held.netns.id:
         found.close()
     else:
-        # The sandbox was made again under the same UID. Nothing is sent of the
-        # old namespace once the new one is here (L14).
-        log.info("sandbox replaced", pod=str(pod), old=str(row.namespace.id), new=str(found.id))
-        parts.ztunnels.reclaim(row.uid)
-        row.let_go()
-        row.namespace = found
+        # The runtime has made the sandbox of the same pod again. Nothing of the old netns is
+        # sent to ztunnel once the new one is here.
+        old = str(progress.held.netns.id)
+        log.info("sandbox replaced", pod=str(pod), old=old, new=str(found.id))
+        needs.ztunnels.reclaim(workload.uid)
+        progress.release_netns()
+        progress.held = HeldNetns(found)
 
 
-async def _find(
-    row: Workload[N], pod: Pod, parts: Dependencies[N], rows: Iterable[Workload[N]]
+async def _find_netns(
+    workload: Workload[N], pod: Pod, needs: Dependencies[N], table: Table[N]
 ) -> N:
-    """Find the pod's namespace; the caller owns it. Raises also ``NetnsConflictError``."""
-    found = await parts.netns_finder.find(pod, _handed_over(row), row.namespace)
-    if found is not row.namespace:
+    """Find the pod's netns; the caller owns it. Raises also ``NetnsConflictError``."""
+    handed_over = workload.sandbox.netns if workload.sandbox else None
+    found = await needs.netns_finder.find(pod, handed_over, workload.netns)
+    if found is not workload.netns:
         try:
-            _check_unclaimed(row, found, rows)
+            _check_unclaimed(workload, found, table)
         except RetryError:
             found.close()
             raise
     return found
 
 
-def _check_unclaimed(row: Workload[N], found: N, rows: Iterable[Workload[N]]) -> None:
-    """Refuse a namespace that another pod's row holds open, so that it cannot be a newer one's."""
-    for other in rows:
-        if other is row or other.namespace is None or other.namespace.id != found.id:
+def _check_unclaimed(workload: Workload[N], found: N, table: Table[N]) -> None:
+    """Refuse a netns that another workload holds open: while it is open, no other has its id."""
+    for other in table:
+        if other is workload or other.netns is None or other.netns.id != found.id:
             continue
-        if other.gone or str(other.seen) == str(row.seen):
+        if other.gone or str(other.seen) == str(workload.seen):
             # A static pod's sandbox outlives its mirror in the API, which is made anew.
             raise TransientError(f"{found.id} is not let go of yet by UID {other.uid}")
         raise NetnsConflictError(str(found.id), other.pod)
 
 
-def _handed_over(row: Workload[N]) -> str | None:
-    return row.sandbox.netns if row.sandbox else None
+async def _redirect(
+    workload: Workload[N], pod: Pod, held: HeldNetns[N], needs: Dependencies[N]
+) -> Inspection:
+    progress = workload.progress
+    if held.watch is None:
+        held.watch = await needs.redirector.watch(held.netns, workload.uid)
+    held.watch.arm()  # before the inspection: what changes during it is heard
+    held.draining_since = None
+    unprotected = (
+        workload.ran_unprotected
+        and not progress.was_redirected
+        and workload.sandbox is None
+        # An upgrade may change rules that are installed: such a pod was never without.
+        and not await needs.redirector.is_installed(held.netns)
+    )
+    inspection = await needs.redirector.ensure(held.netns, pod)
+    progress.was_redirected = True
+    if inspection.uncleaned and inspection.uncleaned != held.uncleaned:
+        reason = inspection.uncleaned
+        log.warning("leftovers stay in a pod", pod=str(pod), uid=pod.uid, reason=reason)
+    held.uncleaned = inspection.uncleaned
+    if unprotected:
+        needs.reporter.unprotected(pod)
+    if held.installed_for is None:
+        # ztunnel may have accepted this very netns from an earlier agent. The annotation
+        # alone does not say so: it outlives a reboot of the node, the rules do not.
+        reported_enabled = workload.annotation.value is Redirection.ENABLED
+        held.accepted = reported_enabled and not inspection.differed
+    elif inspection.differed:
+        asked_for = held.installed_for.annotations != pod.annotations
+        _note_change(workload, pod, inspection.differed, needs, asked_for=asked_for)
+    held.installed_for, held.verified = pod, time.time()
+    return inspection
 
 
-async def _redirect(row: Workload[N], pod: Pod, namespace: N, parts: Dependencies[N]) -> Inspection:
-    if row.watch is None:
-        row.watch = await parts.redirector.watch(namespace, row.uid)
-    row.watch.arm()  # before the look: what changes during it is heard
-    row.leaving_since = None
-    # An upgrade may change rules that stand: such a pod was never without.
-    slipped_by = row.slipped_by and row.sandbox is None
-    slipped_by = slipped_by and not await parts.redirector.is_installed(namespace)
-    look = await parts.redirector.ensure(namespace, pod)
-    row.slipped_by = False
-    if look.uncleaned and look.uncleaned != row.uncleaned:
-        log.warning("leftovers stay in a pod", pod=str(pod), uid=pod.uid, reason=look.uncleaned)
-    row.uncleaned = look.uncleaned
-    if slipped_by:
-        parts.reporter.unprotected(pod)
-    differed = look.differed
-    before = row.redirected
-    if before is None:
-        # ztunnel may have accepted this very namespace from a former agent. The
-        # annotation alone does not say so: it outlives a reboot, the rules do not.
-        row.accepted = not differed and row.reported is Redirection.ENABLED
-    elif differed and before.annotations == pod.annotations:
-        row.mended += 1
-        log.warning("redirection mended", pod=str(pod), uid=pod.uid, differed=list(differed))
-        if row.mended == row.contested_from:
-            row.contested_from *= 2
-            parts.reporter.contested(pod, row.mended)
-    elif differed:
+def _note_change(
+    workload: Workload[N],
+    pod: Pod,
+    differed: tuple[str, ...],
+    needs: Dependencies[N],
+    *,
+    asked_for: bool,
+) -> None:
+    """Log what was changed in a redirected pod: at the pod's own wish, or as a repair."""
+    if asked_for:
         log.info("redirection changed", pod=str(pod), uid=pod.uid, differed=list(differed))
-    row.redirected, row.verified = pod, time.time()
-    return look
-
-
-async def _remove(row: Workload[N], parts: Dependencies[N], rows: Iterable[Workload[N]]) -> None:
-    if row.namespace is None and row.existing:
-        if row.reported is not None and not row.pod.addresses:
-            row.be(State.WAITING, "has no address yet, by which rules that it had could be found")
-            return
-        await _survey(row, parts, rows)
-    if row.namespace is not None and not await _free(row, row.namespace, parts):
         return
-    row.existing = False  # first: from here on no snapshot names the pod
-    await parts.ztunnels.withdraw(row.uid)
-    _report(row, None, parts)
-    if row.decision.reason == RELEASED:
-        # Last: until its rules are gone, kubelet's probes of the pod need it.
-        await parts.probes.remove(row.uid)
-    row.let_go()
-    row.be(State.OUTSIDE, row.decision.reason)
+    workload.progress.repairs += 1
+    repairs = workload.progress.repairs
+    log.warning("redirection repaired", pod=str(pod), uid=pod.uid, differed=list(differed))
+    if _is_contested(repairs):
+        needs.reporter.contested(pod, repairs)
 
 
-async def _goes_on(row: Workload[N], namespace: N, parts: Dependencies[N]) -> bool:
-    """Whether connections through ztunnel are open, and may be for some time yet.
+def _is_contested(repairs: int) -> bool:
+    """Whether so many repairs are to be reported: 5, 10, 20, 40 and so on."""
+    times, rest = divmod(repairs, _FIRST_CONTESTED)
+    return rest == 0 and times.bit_count() == 1
 
-    At an uninstall also until peers had the time to hear that the pod leaves: what they
-    send to ztunnel's port then would find nobody, and nobody would mend that.
+
+def _annotate(workload: Workload[N], held: HeldNetns[N], needs: Dependencies[N]) -> None:
+    """Report that the pod is redirected, and whether a ztunnel has ever accepted it.
+
+    Peers send plain text to a pod that is not `enabled`, and a redirected pod refuses that.
+    So while the pod is wanted, `enabled` is never taken back: that the pod cannot be
+    reached while nobody serves it is the lesser harm.
     """
-    # First of all: peers that are told in time send nothing new to ztunnel either.
-    _report(row, None, parts)
-    released = row.decision.reason == RELEASED
-    if released and not parts.reporter.delivered(row.uid):
-        raise TransientError("the API has not taken yet that the pod leaves the mesh")
-    row.redirected = None
-    left = await parts.redirector.release(namespace, row.pod)
-    now = asyncio.get_running_loop().time()
-    row.leaving_since = row.leaving_since or now
-    waited = now - row.leaving_since
-    if (left == 0 or waited >= parts.removal_grace) and (not released or waited >= HEARD):
-        return False
-    row.be(State.LEAVING, f"{row.decision.reason}; connections that are still open: {left}")
-    return True
+    enabled = held.accepted or workload.annotation.says_enabled
+    _report(workload, Redirection.ENABLED if enabled else Redirection.PENDING, needs)
 
 
-async def _free(row: Workload[N], namespace: N, parts: Dependencies[N]) -> bool:
-    """Take the redirection out. Returns False where open connections are waited for first.
+# Out of the mesh
 
-    Where nothing says that the pod was ever in the mesh, a look that fails is not an error
-    for long: it is left as it is.
+
+async def _remove(workload: Workload[N], needs: Dependencies[N], table: Table[N]) -> None:
+    progress = workload.progress
+    if progress.held is None and workload.existing and not progress.known_outside:
+        if workload.annotation.value is not None and not workload.pod.addresses:
+            progress.set_state(
+                State.WAITING, "has no address yet, by which rules that it had could be found"
+            )
+            return
+        await _find_leftovers(workload, needs, table)
+    if progress.held is not None and not await _remove_redirection(workload, progress.held, needs):
+        return
+    progress.known_outside = True  # first: from here on no snapshot names the pod
+    await needs.ztunnels.withdraw(workload.uid)
+    _report(workload, None, needs)
+    if workload.decision.reason == RELEASED:
+        # Last: until the pod's rules are gone, kubelet's probes of the pod need it.
+        await needs.probes.remove(workload.uid)
+    progress.release_netns()
+    progress.set_state(State.OUTSIDE, workload.decision.reason)
+
+
+async def _find_leftovers(workload: Workload[N], needs: Dependencies[N], table: Table[N]) -> None:
+    """Open a netns in which an earlier agent may have left rules.
+
+    Never that of a pod with a sidecar: what redirects such a pod is the sidecar's.
     """
-    released = row.decision.reason == RELEASED
-    try:
-        if (parts.removal_grace or released) and await _goes_on(row, namespace, parts):
-            return False
-        if not released:
-            await parts.probes.remove(row.uid)
-        await parts.redirector.remove(namespace, row.pod)
-    except RetryError as error:
-        begun_here = row.watch is not None  # rules may stand, even if not all that was meant to
-        if begun_here or row.was_annotated or row.attempts < _LOOKS_FOR_LEFTOVERS:
-            raise
-        log.info("not looked through for rules", pod=str(row.pod), uid=row.uid, reason=str(error))
-    return True
-
-
-async def _survey(row: Workload[N], parts: Dependencies[N], rows: Iterable[Workload[N]]) -> None:
-    """Find a namespace in which a former agent may have left rules.
-
-    Never that of a pod with a sidecar: it was in no mesh of ours since it was made (L30).
-    """
-    pod = row.pod
+    pod = workload.pod
     if pod.host_network or pod.ended or SIDECAR_STATUS in pod.annotations:
         return
     try:
-        row.namespace = await _find(row, pod, parts, rows)
+        workload.progress.held = HeldNetns(await _find_netns(workload, pod, needs, table))
     except GiveUpError:
         return
     except NetnsConflictError as error:
-        parts.reporter.netns_conflict(pod, error.netns, error.holder)
+        needs.reporter.netns_conflict(pod, error.netns, error.holder)
     except RetryError:
-        if row.reported is not None:
+        if workload.annotation.value is not None:
             raise
 
 
-async def _release(row: Workload[N], parts: Dependencies[N]) -> None:
-    await parts.probes.remove(row.uid)
-    await parts.ztunnels.withdraw(row.uid)
-    row.let_go()
+async def _remove_redirection(
+    workload: Workload[N], held: HeldNetns[N], needs: Dependencies[N]
+) -> bool:
+    """Remove the redirection. Returns False where open connections are waited for first.
 
-
-def _annotate(row: Workload[N], parts: Dependencies[N]) -> None:
-    """Say that the pod is redirected, and whether a ztunnel has ever accepted it.
-
-    To a pod that is not `enabled` peers send plain text. So there is no way back from it
-    while the pod is wanted: that its rules refuse what nobody serves is the lesser harm (L41).
+    Where nothing says that the pod was ever in the mesh, only a few attempts are made; then
+    the netns is left as it is.
     """
-    enabled = row.accepted or row.promised or row.reported is Redirection.ENABLED
-    _report(row, Redirection.ENABLED if enabled else Redirection.PENDING, parts)
+    released = workload.decision.reason == RELEASED
+    try:
+        if (needs.removal_grace or released) and await _drain(workload, held, needs):
+            return False
+        if not released:
+            await needs.probes.remove(workload.uid)
+        await needs.redirector.remove(held.netns, workload.pod)
+    except RetryError as error:
+        begun_here = held.watch is not None  # rules may be there, even if not all of them
+        attempts = workload.progress.attempts
+        if begun_here or workload.annotation.was_set or attempts < _ATTEMPTS_FOR_LEFTOVERS:
+            raise
+        log.info(
+            "not looked through for rules",
+            pod=str(workload.pod),
+            uid=workload.uid,
+            reason=str(error),
+        )
+    return True
 
 
-def _report(row: Workload[N], redirection: Redirection | None, parts: Dependencies[N]) -> None:
-    if row.reported is not redirection:
-        parts.reporter.report(row.pod, redirection)
-        row.reported = redirection
-        row.promised = redirection is Redirection.ENABLED
+async def _drain(workload: Workload[N], held: HeldNetns[N], needs: Dependencies[N]) -> bool:
+    """Send nothing new to ztunnel; return whether open connections are to be waited for.
+
+    At an uninstall also until peers had the time to hear that the pod leaves: what they
+    send to ztunnel's port after that would find nobody, and no agent would repair it.
+    """
+    # First of all: peers that hear of it in time send nothing new to ztunnel either.
+    _report(workload, None, needs)
+    released = workload.decision.reason == RELEASED
+    if released and not needs.reporter.delivered(workload.uid):
+        raise TransientError("the API has not taken yet that the pod leaves the mesh")
+    held.installed_for = None
+    left = await needs.redirector.release(held.netns, workload.pod)
+    now = asyncio.get_running_loop().time()
+    held.draining_since = held.draining_since or now
+    waited = now - held.draining_since
+    grace_over = left == 0 or waited >= needs.removal_grace
+    if grace_over and (not released or waited >= ANNOTATION_PROPAGATION):
+        return False
+    reason = workload.decision.reason
+    workload.progress.set_state(State.LEAVING, f"{reason}; connections that are still open: {left}")
+    return True
+
+
+async def _release(workload: Workload[N], needs: Dependencies[N]) -> None:
+    """Let go of a pod or sandbox that is ending; its netns is not entered any more."""
+    await needs.probes.remove(workload.uid)
+    await needs.ztunnels.withdraw(workload.uid)
+    workload.progress.release_netns()
+
+
+def _report(workload: Workload[N], redirection: Redirection | None, needs: Dependencies[N]) -> None:
+    if workload.annotation.value is not redirection:
+        needs.reporter.report(workload.pod, redirection)
+        workload.annotation.reported(redirection)

@@ -1,105 +1,113 @@
-"""The table of workloads: every pod that was seen, with the decision for it."""
+"""The table of workloads: every pod that was seen, with the decision for it.
+
+News of pods, of Kubernetes namespaces and of sandboxes may come in any order, and repeated.
+The table writes them into its workloads, decides anew, and calls back for each workload
+for which something may have to be done. It does nothing else for a pod.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Generic
 
+from nodeagent.mesh.annotation import PodAnnotation
 from nodeagent.mesh.eligibility import Policy, Wanted, decide
+from nodeagent.mesh.held import N
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
 from nodeagent.mesh.sandbox import Sandbox
-from nodeagent.mesh.workload import N, Redirection, Workload, reported_on
+from nodeagent.mesh.workload import Workload
 
 
 class Table(Generic[N]):
-    """Takes news of pods and namespaces, in any order and repeated, and keeps the rows true.
+    """The workloads by UID, and the labels of the Kubernetes namespaces.
 
-    `changed` is called for each row for which something may have to be done.
+    The only writer of what the pod source and the container runtime say of a workload.
     """
 
     def __init__(self, policy: Policy, changed: Callable[[Workload[N]], None]) -> None:
+        """`changed` is called for each workload for which something may have to be done."""
         self._policy = policy
         self._changed = changed
-        self._rows: dict[PodUID, Workload[N]] = {}
+        self._workloads: dict[PodUID, Workload[N]] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._synced = asyncio.Event()
-        self._seen = asyncio.Event()
+        self._pod_seen = asyncio.Event()
 
     def __iter__(self) -> Iterator[Workload[N]]:
-        return iter(list(self._rows.values()))
+        return iter(list(self._workloads.values()))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._workloads)
 
     def get(self, uid: PodUID) -> Workload[N] | None:
-        """The row of `uid`, if there is one."""
-        return self._rows.get(uid)
+        """The workload of `uid`, if there is one."""
+        return self._workloads.get(uid)
 
     def kept(self) -> list[PodUID]:
         """The pods that every ztunnel's snapshot has to name (L31)."""
-        return [row.uid for row in self._rows.values() if row.kept]
+        return [workload.uid for workload in self._workloads.values() if workload.kept]
 
     def pod_seen(self, pod: Pod) -> None:
         """A pod exists and looks like this now."""
         decision = decide(pod, self._namespaces.get(pod.namespace), self._policy)
-        row = self._rows.get(pod.uid)
-        if row is None:
-            row = Workload[N](
+        workload = self._workloads.get(pod.uid)
+        if workload is None:
+            workload = Workload[N](
                 seen=pod,
                 decision=decision,
                 existing=not self._synced.is_set(),
-                slipped_by=decision.wanted is Wanted.YES and pod.phase == "Running",
-                reported=(reported := reported_on(pod)),
-                was_annotated=reported is not None,
-                promised=reported is Redirection.ENABLED,
+                ran_unprotected=decision.wanted is Wanted.YES and pod.phase == "Running",
+                annotation=PodAnnotation(pod),
             )
-            self._rows[pod.uid] = row
-        elif (row.seen, row.decision, row.gone) == (pod, decision, False):
+            self._workloads[pod.uid] = workload
+        elif (workload.seen, workload.decision, workload.gone) == (pod, decision, False):
             return
         else:
-            reported = reported_on(pod)
-            # What was on its way for a pod that was gone has been dropped.
-            if row.gone or reported is not reported_on(row.seen):
-                row.reported = reported
-            row.seen, row.decision, row.gone = pod, decision, False
-        self._seen.set()
-        self._seen = asyncio.Event()
-        self._changed(row)
+            workload.annotation.seen(pod, anew=workload.gone)
+            workload.seen, workload.decision, workload.gone = pod, decision, False
+        self._pod_seen.set()
+        self._pod_seen = asyncio.Event()
+        self._changed(workload)
 
     def pod_gone(self, uid: PodUID) -> None:
         """The pod with this UID does not exist any more."""
-        row = self._rows.get(uid)
-        if row is not None and not row.gone:
-            row.gone = True
-            self._changed(row)
+        workload = self._workloads.get(uid)
+        if workload is not None and not workload.gone:
+            workload.gone = True
+            self._changed(workload)
 
-    def handed_over(self, row: Workload[N], sandbox: Sandbox) -> None:
-        """The runtime has made `sandbox` for the pod of `row`; an earlier one is over (L14)."""
-        row.sandbox, row.sandbox_ended = sandbox, None
-        self._changed(row)
+    def handed_over(self, workload: Workload[N], sandbox: Sandbox) -> None:
+        """The runtime has made `sandbox` for the pod; the one before, if any, is over."""
+        workload.sandbox, workload.sandbox_ended = sandbox, None
+        self._changed(workload)
 
-    def sandbox_ended(self, row: Workload[N]) -> None:
-        """The runtime takes the sandbox of `row` down."""
-        row.sandbox, row.sandbox_ended = None, asyncio.get_running_loop().time()
-        self._changed(row)
+    def sandbox_ended(self, workload: Workload[N]) -> None:
+        """The runtime takes the sandbox of `workload` down."""
+        workload.sandbox, workload.sandbox_ended = None, asyncio.get_running_loop().time()
+        self._changed(workload)
+
+    def expect_sandbox(self, workload: Workload[N]) -> None:
+        """The end of the last sandbox is over: the next one may be there, unheard of."""
+        workload.sandbox_ended = None
 
     def named(self, namespace: str, name: str) -> Iterator[Workload[N]]:
-        """The rows of existing pods with this name, the one that was seen first last.
+        """The workloads of existing pods with this name, the one that was seen first last.
 
         Kubernetes gives a name again as soon as its pod is gone, and the news of that
         may be late: which of them somebody means, the name does not say (L38).
         """
         return (
-            row
-            for row in reversed(list(self._rows.values()))
-            if not row.gone and (row.seen.namespace, row.seen.name) == (namespace, name)
+            workload
+            for workload in reversed(list(self._workloads.values()))
+            if not workload.gone
+            and (workload.seen.namespace, workload.seen.name) == (namespace, name)
         )
 
     async def until(self, find: Callable[[], Workload[N] | None]) -> Workload[N]:
-        """Return the row that `find` finds; it is asked again after each news of a pod."""
-        while (row := find()) is None:
-            await self._seen.wait()
-        return row
+        """Return the workload that `find` finds; it is asked again after each news of a pod."""
+        while (workload := find()) is None:
+            await self._pod_seen.wait()
+        return workload
 
     def namespace_seen(self, namespace: Namespace) -> None:
         """A namespace exists and is labeled like this now."""
@@ -123,19 +131,19 @@ class Table(Generic[N]):
     def release(self) -> None:
         """From now on no pod is wanted: the agent goes for good."""
         self._policy = replace(self._policy, released=True)
-        for namespace in {row.seen.namespace for row in self._rows.values()}:
+        for namespace in {workload.seen.namespace for workload in self._workloads.values()}:
             self._decide_again(namespace)
 
-    def forget(self, row: Workload[N]) -> None:
-        """Drop the row of a pod that is gone and for which nothing is left to do."""
-        if self._rows.get(row.uid) is row:
-            del self._rows[row.uid]
+    def forget(self, workload: Workload[N]) -> None:
+        """Drop the workload of a pod that is gone and for which nothing is left to do."""
+        if self._workloads.get(workload.uid) is workload:
+            del self._workloads[workload.uid]
 
     def _decide_again(self, namespace: str) -> None:
-        for row in self._rows.values():
-            if row.seen.namespace != namespace or row.gone:
+        for workload in self._workloads.values():
+            if workload.seen.namespace != namespace or workload.gone:
                 continue
-            decision = decide(row.seen, self._namespaces.get(namespace), self._policy)
-            if decision != row.decision:
-                row.decision = decision
-                self._changed(row)
+            decision = decide(workload.seen, self._namespaces.get(namespace), self._policy)
+            if decision != workload.decision:
+                workload.decision = decision
+                self._changed(workload)

@@ -181,7 +181,7 @@ async def test_legacy_rules_need_no_list_of_tables(
             await node.until_state(user, "enrolled")
             assert "ISTIO_OUTPUT" in listing(user, Variant.LEGACY)
             user.shell("iptables-legacy -t nat -F ISTIO_OUTPUT", "ip rule del pref 32764")
-            await node.until(user, lambda row: row["mended"] == 1)
+            await node.until(user, lambda row: row["repairs"] == 1)
             assert "15001" in user.shell("iptables-legacy -t nat -S ISTIO_OUTPUT")
             node.write(user, labels={})
             await node.until_state(user, "outside")

@@ -45,10 +45,10 @@ async def enrolled(node: Node, ztunnels: list[ModelZtunnel], *pods: Pod) -> None
         await node.until_state(pod, "enrolled")
 
 
-def mended(node: Node, pod: Pod) -> int:
+def repairs(node: Node, pod: Pod) -> int:
     row = node.row(pod)
     assert row is not None
-    count: int = row["mended"]
+    count: int = row["repairs"]
     return count
 
 
@@ -117,19 +117,19 @@ async def test_every_change_is_mended_at_once(
     """
     pods = {name: lab.add_pod(name) for name in DAMAGES}
     await enrolled(node, ztunnels, *pods.values())
-    assert not any(mended(node, pod) for pod in pods.values())
+    assert not any(repairs(node, pod) for pod in pods.values())
     for name, (damage, _) in DAMAGES.items():
         pod, started = pods[name], time.time()
         damage(pod)
         try:
-            await eventually(lambda pod=pod: mended(node, pod) == 1)  # type: ignore[misc]
+            await eventually(lambda pod=pod: repairs(node, pod) == 1)  # type: ignore[misc]
         except TimeoutError:
-            raise AssertionError(f"{name} is not mended") from None
+            raise AssertionError(f"{name} is not repaired") from None
         row = node.row(pod)
         assert row is not None
         assert row["verified"] >= started
         assert right(node, pod), name
-    said = {line["pod"]: line["differed"] for line in log_lines(node, "redirection mended")}
+    said = {line["pod"]: line["differed"] for line in log_lines(node, "redirection repaired")}
     for name, (_, words) in DAMAGES.items():
         assert words in "; ".join(said[f"shop/{name}"])
 
@@ -141,7 +141,7 @@ async def test_a_second_policy_rule_goes(
     web = lab.add_pod("web")
     await enrolled(node, ztunnels, web)
     web.run(double_the_policy_rule)
-    await node.until(web, lambda row: row["mended"] == 1)
+    await node.until(web, lambda row: row["repairs"] == 1)
     assert web.shell("ip rule").count("lookup 100") == 1
 
 
@@ -195,7 +195,7 @@ async def test_a_mend_leaves_no_gap(lab: Lab, node: Node, ztunnels: list[ModelZt
         async with repeating(lambda: web.run(dial)):
             for count in range(1, 8):
                 nft(web, f"flush chain {MANGLE} istio-prerouting")
-                await eventually(lambda count=count: mended(node, web) >= count)  # type: ignore[misc]
+                await eventually(lambda count=count: repairs(node, web) >= count)  # type: ignore[misc]
             await eventually(lambda: answers["ztunnel:15001"] > 20)
     assert answers["app"] == len(app.peers) == 1, "got past ztunnel"
 
@@ -208,7 +208,7 @@ async def test_a_fight_holds_nobody_up(lab: Lab, node: Node, ztunnels: list[Mode
     async with repeating(lambda: nft(fighter, "flush ruleset")):
         await asyncio.sleep(FIGHT / 2)
         delete_a_rule(other)
-        await eventually(lambda: mended(node, other) == 1)
+        await eventually(lambda: repairs(node, other) == 1)
         await eventually(lambda: bool(log_lines(node, CONTESTED)))
         await asyncio.sleep(started + FIGHT - time.monotonic())
         used, taken = processor_seconds(node) - used, time.monotonic() - started
@@ -217,7 +217,7 @@ async def test_a_fight_holds_nobody_up(lab: Lab, node: Node, ztunnels: list[Mode
     assert {line["pod"] for line in contested} == {"shop/fighter"}
     assert len(contested) <= 2, "told again and again"
     await eventually(lambda: right(node, fighter))
-    assert mended(node, other) == 1
+    assert repairs(node, other) == 1
 
 
 def processor_seconds(node: Node) -> float:
@@ -240,9 +240,9 @@ async def test_a_pods_own_rules_are_its_own(
         looked = node.row(web)
         assert looked is not None
         await node.until(web, lambda row: row["verified"] > looked["verified"])
-        assert mended(node, web) == 0
+        assert repairs(node, web) == 0
         delete_a_rule(web)
-        await eventually(lambda: mended(node, web) == 1)
+        await eventually(lambda: repairs(node, web) == 1)
     assert right(node, web)
 
 
@@ -275,7 +275,7 @@ async def test_a_table_that_a_process_keeps(
     row = await node.until_state(web, "retrying")
     assert "istio-ambient-nat" in row["detail"]
     delete_a_rule(other)
-    await eventually(lambda: mended(node, other) == 1)
+    await eventually(lambda: repairs(node, other) == 1)
     del owner
     await node.until_state(web, "enrolled")
     assert right(node, web)

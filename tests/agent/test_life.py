@@ -154,9 +154,9 @@ async def test_lost_rules_come_back(lab: Lab, node: Node, ztunnels: list[ModelZt
     )
     for count, damage in enumerate(damages, start=1):
         web.shell(damage)
-        await node.until(web, lambda row, count=count: row["mended"] >= count)  # type: ignore[misc]
+        await node.until(web, lambda row, count=count: row["repairs"] >= count)  # type: ignore[misc]
         assert web.run(lambda: inspect(wanted(node))) == (), damage
-    assert "redirection mended" in node.log.read_text()
+    assert "redirection repaired" in node.log.read_text()
 
 
 async def test_older_layout_is_replaced(lab: Lab, node: Node, ztunnels: list[ModelZtunnel]) -> None:

@@ -13,8 +13,8 @@ from nodeagent.cluster import outbox
 from nodeagent.cluster.api import ApiServer
 from nodeagent.cluster.cluster_reporter import ClusterReporter
 from nodeagent.cluster.events import MAX_TEXT, MOST_IN_WINDOW
+from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
-from nodeagent.mesh.workload import Redirection
 from tests.cluster.client import Object
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import FaultProxy
@@ -354,7 +354,7 @@ async def test_events_on_the_pod(api: ApiServer, shop: Shop) -> None:
     assert (late["type"], late["count"], late["source"]["host"]) == ("Warning", 1, "n")
     assert late["involvedObject"]["uid"] == pod.uid
     assert "ran before it was redirected" in late["message"]
-    assert "mended 5 times" in events["RedirectionContested"]["message"]
+    assert "repaired 5 times" in events["RedirectionContested"]["message"]
     assert events["EnrollmentFailed"]["message"] == "ü" * (MAX_TEXT // 2)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nodeagent.mesh.dependencies import Inspection
 from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Namespace, Pod, PodUID
-from nodeagent.mesh.workload import State
+from nodeagent.mesh.progress import State
 from tests.cni.container_runtime import (
     Runtime,
     body,
@@ -139,7 +139,7 @@ async def test_pod_that_the_watch_brings_late(tmp_path: Path) -> None:
     """A pod that the runtime starts before the watch has told of it waits, and is not asked for."""
     async with serving(tmp_path) as runtime:
         adding = asyncio.create_task(runtime.add())
-        await eventually(lambda: bool(runtime.on.table._seen._waiters))
+        await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
         known(runtime)
         assert (await adding).success
         assert runtime.api.asked == []
@@ -219,7 +219,7 @@ async def test_pod_of_the_same_name_from_before(tmp_path: Path) -> None:
     async with serving(tmp_path) as runtime:
         known(runtime, "1", labels={})
         adding = asyncio.create_task(runtime.add(uid="2", netns=2))
-        await eventually(lambda: bool(runtime.on.table._seen._waiters))
+        await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
         known(runtime, "2")
         assert (await adding).success
         assert runtime.on.node.ztunnel == {"2": 2}
@@ -267,7 +267,7 @@ async def test_ztunnel_that_comes_back_in_time(tmp_path: Path) -> None:
         adding = asyncio.create_task(runtime.add())
         await runtime.on.until_state("1", State.PENDING)
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.on_answer(PodUID("1"))
+        runtime.on.reconciler.wake(PodUID("1"))
         assert (await adding).success
 
 
@@ -291,7 +291,7 @@ async def test_acceptance_of_another_sandbox_is_not_enough(tmp_path: Path) -> No
         await runtime.on.until_state("1", State.PENDING)
         assert not adding.done()
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.on_answer(PodUID("1"))
+        runtime.on.reconciler.wake(PodUID("1"))
         assert (await adding).success
         assert runtime.on.node.ztunnel == {"1": 2}
 
@@ -316,8 +316,9 @@ async def test_acceptance_from_before_the_rules_went_is_not_enough(
         monkeypatch.setattr(runtime.on.node, "ensure", slowly)
         known(runtime)
         await writing.wait()
+        before = runtime.on.row("1").sandbox
         adding = asyncio.create_task(runtime.add())
-        await eventually(runtime.on.row("1").wake.is_set)  # handed over once more
+        await eventually(lambda: runtime.on.row("1").sandbox is not before)  # once more
         assert not (await asyncio.wait([adding], timeout=0.05))[0]
         may_write.set()
         assert (await adding).success
@@ -417,7 +418,7 @@ async def test_add_that_was_cancelled_and_came_again(tmp_path: Path) -> None:
         await until_handed_over(runtime, "c2")
         assert (await runtime.delete(container="c1", netns=1)).success
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.on_answer(PodUID("1"))
+        runtime.on.reconciler.wake(PodUID("1"))
         assert (await second).success
         assert runtime.on.node.ztunnel == {"1": 2}
         assert [held.id for held in runtime.on.node.open] == [2]
@@ -441,9 +442,9 @@ async def test_client_that_goes_away_is_not_worked_for(tmp_path: Path) -> None:
     async with serving(tmp_path, folder=True) as runtime:
         with descriptors_are_given_back():
             adding = asyncio.create_task(runtime.add())
-            await eventually(lambda: bool(runtime.on.table._seen._waiters))
+            await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
             adding.cancel()
-            await eventually(lambda: not runtime.on.table._seen._waiters)
+            await eventually(lambda: not runtime.on.table._pod_seen._waiters)
 
 
 async def test_thousands_at_once(tmp_path: Path) -> None:
@@ -468,7 +469,7 @@ async def test_thousands_at_once(tmp_path: Path) -> None:
             return reply.success
 
         adding = [asyncio.create_task(add(pod)) for pod in pods]
-        await eventually(lambda: bool(runtime.on.table._seen._waiters))
+        await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
         for pod in late:
             runtime.on.table.pod_seen(pod)
         assert all(await asyncio.gather(*adding))

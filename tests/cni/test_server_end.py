@@ -10,7 +10,7 @@ import structlog
 
 from nodeagent.cni import server
 from nodeagent.mesh.pod import PodUID
-from nodeagent.mesh.workload import State
+from nodeagent.mesh.progress import State
 from tests.cni.container_runtime import Reply, Runtime, body, connected, serving
 from tests.cni.test_server import TRY_AGAIN, known, until_handed_over
 from tests.eventually import PATIENCE, eventually
@@ -126,7 +126,7 @@ async def test_delete_while_its_add_looks_for_the_pod(tmp_path: Path) -> None:
     """An ADD that is not done when its DEL comes ends with a failure, and takes nothing over."""
     async with serving(tmp_path) as runtime:
         adding = asyncio.create_task(runtime.add())
-        await eventually(lambda: bool(runtime.on.table._seen._waiters))
+        await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
         assert (await runtime.delete()).success
         known(runtime)
         assert (await adding).code == TRY_AGAIN

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Pod, PodUID
-from nodeagent.mesh.workload import State
+from nodeagent.mesh.progress import State
 from tests.cni.container_runtime import Runtime, serving
 from tests.cni.shim_process import configuration, run
 from tests.cni.test_server import known

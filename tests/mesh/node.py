@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.dependencies import Dependencies, Inspection, Ztunnels
 from nodeagent.mesh.eligibility import Policy, Wanted
 from nodeagent.mesh.errors import RefusedError, RetryError
 from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.mesh.progress import State
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
-from nodeagent.mesh.workload import Redirection, State, Workload
+from nodeagent.mesh.workload import Workload
 from tests.eventually import PATIENCE, eventually
 
 
@@ -240,15 +242,19 @@ class Bench:
     async def until_state(self, uid: str, state: State) -> None:
         await eventually(lambda: self.row(uid).state is state)
 
+    def repairs(self, uid: str) -> object:
+        return self.row(uid).describe()["repairs"]
+
     async def settled(self) -> None:
         """Wait until nothing is due before the next verification."""
         async with asyncio.timeout(PATIENCE):
-            quiet = 0
+            quiet, before = 0, None
             while quiet < 20:
                 await asyncio.sleep(0.001)
-                due = any(row.wake.is_set() or row.state is State.RETRYING for row in self.table)
-                gone = any(row.gone for row in self.table)
-                quiet = 0 if due or gone or self.node.busy else quiet + 1
+                now = [(row.uid, row.state, row.progress.attempts) for row in self.table]
+                due = any(row.state is State.RETRYING or row.gone for row in self.table)
+                quiet = quiet + 1 if now == before and not due and not self.node.busy else 0
+                before = now
 
 
 @contextlib.asynccontextmanager

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from nodeagent.mesh import enrollment, reconciler
+from nodeagent.mesh import enrollment, worker
+from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.backoff import FIRST, LONGEST, Backoff
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import GiveUpError, RetryError, TransientError
 from nodeagent.mesh.pod import REDIRECTION, SIDECAR_STATUS, Namespace, Pod, PodUID
+from nodeagent.mesh.progress import State
 from nodeagent.mesh.sandbox import Sandbox
-from nodeagent.mesh.workload import Redirection, State
 from tests.eventually import eventually
 from tests.mesh.node import Bench, Node, bench
 from tests.virtual_time import run_virtually
@@ -80,7 +81,7 @@ async def test_leaving_pod_keeps_what_is_open() -> None:
         assert node.did("1") == ["report None", "release"]
         assert (node.rules, node.ztunnel) == ({1}, {U1: 1})
         node.connections = 0
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.until_state("1", State.OUTSIDE)
         assert (node.rules, node.ztunnel, node.open) == (set(), {}, [])
 
@@ -106,12 +107,12 @@ async def test_leaving_pod_that_comes_back() -> None:
         on.table.pod_seen(a_pod())
         await on.until_state("1", State.ENROLLED)
         assert node.annotations == {U1: Redirection.ENABLED}
-        assert on.row("1").mended == 0
+        assert on.repairs("1") == 0
 
 
 async def test_order_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """At an uninstall peers hear first: annotation, time to hear, rules, ztunnels, probes last."""
-    monkeypatch.setattr(enrollment, "HEARD", 0.05)
+    monkeypatch.setattr(enrollment, "ANNOTATION_PROPAGATION", 0.05)
     node = Node(undelivered={U1})
     async with bench(node) as on:
         await enrolled(on)
@@ -131,7 +132,7 @@ async def test_order_of_a_release(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_release_that_the_api_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peers that cannot be told send HBONE still: such a pod stays in the mesh, as it was."""
-    monkeypatch.setattr(enrollment, "HEARD", 0.0)
+    monkeypatch.setattr(enrollment, "ANNOTATION_PROPAGATION", 0.0)
     node = Node(undelivered={U1})
     async with bench(node) as on:
         await enrolled(on)
@@ -185,7 +186,7 @@ async def test_refusal_does_not_take_enabled_back() -> None:
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.refusing = True
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.until_state("1", State.RETRYING)
         on.node.refusing = False
         await on.until_state("1", State.ENROLLED)
@@ -200,7 +201,7 @@ async def test_late_echo_does_not_take_enabled_back() -> None:
         on.table.pod_seen(a_pod())
         await on.until_state("1", State.PENDING)
         node.ztunnel = {}
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.until_state("1", State.ENROLLED)
         node.refusing = True
         on.table.pod_seen(a_pod(annotations={REDIRECTION: "pending"}))
@@ -215,7 +216,7 @@ async def test_promise_that_is_not_kept_is_told(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L41: where the truth differs from `enabled` for a while, an event says so, once."""
-    monkeypatch.setattr(reconciler, "TOLD_AFTER", 0.02)
+    monkeypatch.setattr(worker, "REPORT_BROKEN_AFTER", 0.02)
     node = Node(namespaces={U1: 1})
     match fault:
         case "refuses":
@@ -263,7 +264,7 @@ async def test_without_ztunnel() -> None:
         await on.settled()
         assert node.did("1") == ["find", "ensure", "offer", "probe", "report pending"]
         node.ztunnel = {}
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.until_state("1", State.ENROLLED)
 
 
@@ -273,7 +274,7 @@ async def test_ztunnel_that_stops_changes_nothing() -> None:
         await enrolled(on)
         on.node.ztunnel = None
         on.node.steps.clear()
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.settled()
         assert on.node.did("1") == ["find", "ensure", "offer", "probe"]
         assert on.row("1").state is State.ENROLLED
@@ -283,11 +284,11 @@ async def test_ztunnel_that_does_not_listen() -> None:
     """L1: an accepted pod on whose ports nobody listens is not called enrolled."""
     async with bench(Node(silent=(15001, 15006))) as on:
         await enrolled(on)
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.until_state("1", State.UNSERVED)
         assert "15001, 15006" in on.row("1").detail
         on.node.silent = ()
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.until_state("1", State.ENROLLED)
 
 
@@ -319,7 +320,7 @@ async def test_rules_of_another_layout_at_the_start() -> None:
         on.table.pod_seen(a_pod(annotations=ENABLED))
         await on.until_state("1", State.PENDING)
         node.ztunnel = {}
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.until_state("1", State.ENROLLED)
         assert node.written == {}
 
@@ -331,7 +332,7 @@ async def test_lost_rules_are_found_and_mended() -> None:
         on.node.rules.clear()
         await eventually(lambda: bool(on.node.rules))
         await on.until_state("1", State.ENROLLED)
-        assert on.row("1").mended == 1
+        assert on.repairs("1") == 1
 
 
 async def test_change_in_the_namespace_is_looked_at() -> None:
@@ -339,10 +340,11 @@ async def test_change_in_the_namespace_is_looked_at() -> None:
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.rules.clear()
+        heard = asyncio.get_running_loop().time()
         on.reconciler.on_drift(U1)
-        assert on.row("1").wake.is_set()
         await eventually(lambda: on.node.rules == {1})
-        assert on.row("1").mended == 1
+        assert asyncio.get_running_loop().time() - heard < FIRST
+        assert on.repairs("1") == 1
         on.reconciler.on_drift(PodUID("unknown"))
 
 
@@ -352,8 +354,8 @@ async def test_contested_pod_is_reported_now_and_then() -> None:
         await enrolled(on)
         for count in range(1, 12):
             on.node.rules.clear()
-            on.reconciler.wake(on.row("1"))
-            await eventually(lambda count=count: on.row("1").mended == count)  # type: ignore[misc]
+            on.reconciler.wake(U1)
+            await eventually(lambda count=count: on.repairs("1") == count)  # type: ignore[misc]
         reports = [step for step in on.node.did("1") if step.startswith("contested")]
         assert reports == ["contested 5", "contested 10"]
 
@@ -378,7 +380,7 @@ async def test_changed_annotation_is_not_drift() -> None:
         on.node.rules.clear()
         on.table.pod_seen(a_pod(annotations={"ambient.istio.io/dns-capture": "false"}))
         await on.settled()
-        assert (on.node.rules, on.row("1").mended) == ({1}, 0)
+        assert (on.node.rules, on.repairs("1")) == ({1}, 0)
 
 
 async def test_sandbox_made_again() -> None:
@@ -386,7 +388,7 @@ async def test_sandbox_made_again() -> None:
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.namespaces[U1] = 2
-        on.reconciler.wake(on.row("1"))
+        on.reconciler.wake(U1)
         await on.settled()
         assert on.node.ztunnel == {U1: 2}
         assert [held.id for held in on.node.open] == [2]
@@ -542,7 +544,7 @@ async def test_pod_of_which_only_a_part_was_redirected_is_freed() -> None:
     async with bench(node) as on:
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod())
-        await eventually(lambda: on.row("1").attempts > 5)
+        await eventually(lambda: on.row("1").progress.attempts > 5)
         on.table.pod_seen(a_pod(labels={}))
         await on.until_state("1", State.OUTSIDE)
         assert node.rules == set()
@@ -768,7 +770,7 @@ async def finish(history: History) -> None:
     for row in on.table:
         if row.sandbox_ended is not None:
             on.table.handed_over(row, replace(SANDBOX, netns=str(node.namespaces[row.uid])))
-        on.reconciler.wake(row)
+        on.reconciler.wake(row.uid)
     await on.settled()
     inside = {uid for uid, labeled in history.pods.items() if labeled or history.ambient}
     assert {row.uid for row in on.table} == set(history.pods)
@@ -813,7 +815,7 @@ async def test_pod_that_slipped_by_is_reported_once() -> None:
         await on.until_state("1", State.ENROLLED)
         assert on.node.did("1").count("unprotected") == 1
         on.node.rules.clear()
-        on.reconciler.on_answer(U1)
+        on.reconciler.wake(U1)
         await eventually(lambda: on.node.did("1").count("ensure") == 2)
         assert on.node.did("1").count("unprotected") == 1
 
@@ -883,8 +885,8 @@ async def test_sandbox_that_ends_is_let_go_and_the_next_one_taken() -> None:
 
 async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """L3: with the plugin dropped from the chain, nobody hands the next sandbox over."""
-    for module in (enrollment, reconciler):
-        monkeypatch.setattr(module, "TEAR_DOWN", 0.05)
+    for module in (enrollment, worker):
+        monkeypatch.setattr(module, "SANDBOX_TEARDOWN", 0.05)
     async with bench(Node(namespaces={U1: 1})) as on:
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod())
@@ -892,7 +894,7 @@ async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyP
         on.table.sandbox_ended(on.row("1"))
         await on.until_state("1", State.WAITING)
         on.node.namespaces[U1] = 2
-        on.reconciler.on_answer(U1)  # an echo of our own patch, say
+        on.reconciler.wake(U1)  # an echo of our own patch, say
         await on.until_state("1", State.ENROLLED)
         assert on.node.did("1").count("find") == 2
         assert [held.id for held in on.node.open] == [2]

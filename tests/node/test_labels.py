@@ -140,7 +140,7 @@ async def test_long_grace(node: Node) -> None:
         node.delete(pod, grace=300)
         await node.until_heard()
         await stream.more(5)
-        assert (await node.until_state(pod.uid, "enrolled"))["mended"] == 0
+        assert (await node.until_state(pod.uid, "enrolled"))["repairs"] == 0
         assert node.annotation(pod) == "enabled"
     await node.end(pod)
     await eventually(lambda: node.row(pod.uid) is None)

@@ -31,7 +31,7 @@ async def test_agent_is_replaced(node: Node, how: str) -> None:
             await node.start_agent()
         for pod in (client, server):
             row = await node.until_state(pod.uid, "enrolled")
-            assert row["mended"] == 0
+            assert row["repairs"] == 0
     assert node.proxy.count("PATCH|POST") == 0
     assert [host_rules(), client.rules(), server.rules()] == stood
 
@@ -74,7 +74,7 @@ async def test_kubelet_restarts(node: Node) -> None:
         assert (await node.until_state(client.uid, "enrolled"))["addresses"] == []
         node.say(client)
         await node.until_heard()
-        assert (await node.until_state(client.uid, "enrolled"))["mended"] == 0
+        assert (await node.until_state(client.uid, "enrolled"))["repairs"] == 0
     assert host_rules() == stood
     assert node.proxy.count("PATCH") == 0
 
