@@ -11,7 +11,11 @@ from nodeagent.netfilter.nft import render_removal
 
 TABLE = "istio-ambient-nat"
 """In family inet, in the host's network namespace."""
-CHAIN = "postrouting"
+CHAIN = "nodeagent-postrouting"
+"""Istio's agent adds `ISTIO_CHAIN`, at another priority. The kernel refuses that for a chain that
+stands, so under that name ours would keep Istio's agent from ever taking this agent's place."""
+ISTIO_CHAIN = "postrouting"
+"""What the chain is called in which Istio's agent has its rules for probes, in the same table."""
 SETS = {4: "istio-inpod-probes-v4", 6: "istio-inpod-probes-v6"}
 """By version of the addresses in them."""
 

@@ -16,7 +16,15 @@ from nodeagent.netfilter.generation import generation
 from nodeagent.netfilter.libnftables import Library
 from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 from nodeagent.netfilter.scratch import in_scratch_namespace
-from nodeagent.probes.nft_rules import CHAIN, OWNER, SETS, TABLE, ProbeRules, render_table
+from nodeagent.probes.nft_rules import (
+    CHAIN,
+    ISTIO_CHAIN,
+    OWNER,
+    SETS,
+    TABLE,
+    ProbeRules,
+    render_table,
+)
 
 # linux/netfilter/nf_tables.h and nfnetlink.h
 _NFNL_SUBSYS_NFTABLES = 10 << 8
@@ -141,9 +149,10 @@ class ProbeTable:
         yield "layout version", table.get(_TABLE_USERDATA)
         yield "flags of the table", table.get(_TABLE_FLAGS)
         yield "number of chains, sets and objects", table[_TABLE_USE]
-        request = _IN_TABLE + attribute(_CHAIN_NAME, CHAIN.encode() + b"\0")
-        if (body := self._netlink.get(_GETCHAIN, request)) is not None:
-            yield f"chain {CHAIN}", _without(_attributes(body), _CHAIN_HANDLE, _CHAIN_COUNTERS)
+        for chain in (CHAIN, ISTIO_CHAIN):
+            request = _IN_TABLE + attribute(_CHAIN_NAME, chain.encode() + b"\0")
+            if (body := self._netlink.get(_GETCHAIN, request)) is not None:
+                yield f"chain {chain}", _without(_attributes(body), _CHAIN_HANDLE, _CHAIN_COUNTERS)
         for number, body in enumerate(self._netlink.dump(_GETRULE, _IN_TABLE), start=1):
             yield f"rule {number}", without_counters(body)
         for version, name in SETS.items():

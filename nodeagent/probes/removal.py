@@ -16,7 +16,7 @@ from nodeagent.netfilter.rule import Family
 from nodeagent.probes.ipsets import ProbeIpsets
 from nodeagent.probes.iptables_rules import CHAIN, read_chains, remove_chains
 from nodeagent.probes.nft_rules import CHAIN as NFT_CHAIN
-from nodeagent.probes.nft_rules import SETS, TABLE, ProbeRules
+from nodeagent.probes.nft_rules import ISTIO_CHAIN, SETS, TABLE, ProbeRules
 from nodeagent.probes.nft_table import ProbeTable, Standing, reference
 
 _MARK = re.compile(rf'-A {CHAIN} -m comment --comment "{LAYOUT_MARK}[0-9]+"')
@@ -166,10 +166,14 @@ def _table_is_ours(standing: Standing, rules: ProbeRules) -> bool:
 
 
 def _table_is_istios(standing: Standing) -> bool:
-    """Whether there is one chain, the two sets, and rules that translate for them."""
+    """Whether there are its chain, the two sets, and rules that translate for them.
+
+    Where it took a table over from this agent, our mark and our chain, now empty, stand there too.
+    """
+    chains = {f"chain {ISTIO_CHAIN}"}
     if standing.get(_LAYOUT) is not None:
-        return False
-    known = {f"chain {NFT_CHAIN}", *(f"set {name}" for name in SETS.values())} & standing.keys()
+        chains.add(f"chain {NFT_CHAIN}")
+    known = {*chains, *(f"set {name}" for name in SETS.values())} & standing.keys()
     count = standing[_COUNT]
     rules = [rule for part, rule in standing.items() if part.startswith("rule ")]
     names = [name.encode() + b"\0" for name in SETS.values()]

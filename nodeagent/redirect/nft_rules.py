@@ -12,10 +12,21 @@ _PREFIX = "istio-ambient-"
 TABLE_NAMES = tuple(f"{_PREFIX}{table}" for table in Table)
 """The tables of family inet that are ours, with everything in them."""
 
-CHAIN_NAMES = tuple(name for hook in Hook for name in (f"istio-{hook}", str(hook)))
+_BEFORE_TRANSLATIONS = "before-translations"
+"""The base chain in the place of `prerouting` in the pod of a virtual machine.
+
+The machine's translation comes up at priority -100 when its pod is in the mesh already, and of
+two chains with one priority the kernel asks the later one first. So this chain is at -101. It
+has a name of its own because Istio's agent, in this agent's place again, adds `prerouting` at
+-100, which the kernel refuses where a chain of the name has another priority.
+"""
+CHAIN_NAMES = (
+    *(name for hook in Hook for name in (f"istio-{hook}", str(hook))),
+    _BEFORE_TRANSLATIONS,
+)
 """The chains that they may have, in the order in which they are made.
 
-Istio's agent calls them so, too.
+Istio's agent calls all but the last so, too.
 """
 
 _BASE_CHAINS = {
@@ -27,12 +38,6 @@ _BASE_CHAINS = {
     (Table.RAW, Hook.PREROUTING): "type filter hook prerouting priority -300",
     (Table.RAW, Hook.OUTPUT): "type filter hook output priority -300",
 }
-_BEFORE_TRANSLATIONS = "type nat hook prerouting priority -101"
-"""Of two chains with one priority the kernel asks the later one first.
-
-A virtual machine's translation, at -100, comes up when its pod is in the mesh already,
-and would take what is meant for ztunnel.
-"""
 
 
 def render(spec: RedirectSpec, *, replacing: Iterable[str] = TABLE_NAMES) -> str:
@@ -68,14 +73,14 @@ def _render_table(table: Table, rules: list[Rule], *, before_translations: bool)
     for hook in Hook:
         chain = [rule for rule in rules if rule.hook is hook]
         if chain:
-            base = _BASE_CHAINS[table, hook]
+            name, base = str(hook), _BASE_CHAINS[table, hook]
             if before_translations and (table, hook) == (Table.NAT, Hook.PREROUTING):
-                base = _BEFORE_TRANSLATIONS
+                name, base = _BEFORE_TRANSLATIONS, "type nat hook prerouting priority -101"
             lines += [
                 f"\tchain istio-{hook} {{",
                 *(f"\t\t{render_rule(rule)}" for rule in chain),
                 "\t}",
-                f"\tchain {hook} {{",
+                f"\tchain {name} {{",
                 f"\t\t{base}; policy accept;",
                 f"\t\tcounter jump istio-{hook}",
                 "\t}",

@@ -32,7 +32,7 @@ BACKENDS = {
 DAMAGES = [
     ("nftables", "nft flush ruleset"),
     ("nftables", f"nft delete table {TABLE}"),
-    ("nftables", f"nft flush chain {TABLE} postrouting"),
+    ("nftables", f"nft flush chain {TABLE} nodeagent-postrouting"),
     ("nftables", f"nft flush set {TABLE} istio-inpod-probes-v4"),
     ("nft", "nft flush ruleset"),
     ("nft", "iptables-nft -t nat -F ISTIO_POSTRT"),

@@ -23,6 +23,7 @@ T = TypeVar("T")
 PROBE_V4 = IPv4Address("169.254.7.127")
 PROBE_V6 = IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
 TABLE = "inet istio-ambient-nat"
+CHAIN = "nodeagent-postrouting"
 SET_V4, SET_V6 = "istio-inpod-probes-v4", "istio-inpod-probes-v6"
 
 

@@ -63,6 +63,17 @@ table inet istio-ambient-raw {{
 """  # noqa: E501
 
 
+def take_over(pod: Pod) -> None:
+    """Have Istio's agent, with native nftables, come to a pod with rules of this agent's.
+
+    It adds its tables, flushes them, and adds its chains and rules. Raises ``AssertionError``
+    where the kernel refuses.
+    """
+    names = [f"istio-ambient-{table}" for table in ("nat", "mangle", "raw")]
+    emptied = "".join(f"add table inet {name}\nflush table inet {name}\n" for name in names)
+    pod.shell("nft -f -", stdin=emptied + _IN_POD)
+
+
 def enroll(pod: Pod, variant: Variant | None) -> None:
     """Make `pod` what it is after Istio's agent has enrolled it; None: with native nftables."""
     pod.run(_route_replies)

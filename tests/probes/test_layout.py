@@ -11,7 +11,7 @@ from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import PodUID
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import HostProbes
-from tests.lab.host import SET_V4, SET_V6, TABLE, Host, enrolled, new_host, probes_of
+from tests.lab.host import CHAIN, SET_V4, SET_V6, TABLE, Host, enrolled, new_host, probes_of
 
 V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
 OTHER = ip_address("10.1.0.2")
@@ -62,14 +62,14 @@ async def test_a_flushed_ruleset_is_put_back_whole(host: Host, probes: HostProbe
 @pytest.mark.parametrize(
     "change",
     [
-        f"flush chain {TABLE} postrouting",
-        f"add rule {TABLE} postrouting counter",
-        f"insert rule {TABLE} postrouting tcp dport 80 return",
+        f"flush chain {TABLE} {CHAIN}",
+        f"add rule {TABLE} {CHAIN} counter",
+        f"insert rule {TABLE} {CHAIN} tcp dport 80 return",
         f"add chain {TABLE} theirs",
-        f"flush chain {TABLE} postrouting; delete chain {TABLE} postrouting",
+        f"flush chain {TABLE} {CHAIN}; delete chain {TABLE} {CHAIN}",
         f"add set {TABLE} theirs {{ type ipv4_addr; }}",
         f"add table {TABLE} {{ flags dormant; }}",
-        f"add chain {TABLE} postrouting {{ policy drop; }}",
+        f"add chain {TABLE} {CHAIN} {{ policy drop; }}",
         f"delete table {TABLE}; add table {TABLE}",
     ],
 )
@@ -91,7 +91,7 @@ def _without_handles(host: Host) -> str:
     ("right", "wrong", "differs"),
     [
         ("nodeagent layout 1", "nodeagent layout 0", "layout version"),
-        ("priority srcnat - 1", "priority srcnat", "chain postrouting"),
+        ("priority srcnat - 1", "priority srcnat", f"chain {CHAIN}"),
         ("snat ip to 169.254.7.127", "snat ip to 192.0.2.1", "rule 1"),
         ("type ipv4_addr", "type ipv4_addr; flags timeout", "set istio-inpod-probes-v4"),
     ],
@@ -162,7 +162,7 @@ async def test_uninstall_leaves_nothing(host: Host, probes: HostProbes) -> None:
     await probes.start()
     await probes.ensure(enrolled("a", V4, V6))
     await probes.ensure(enrolled("b", OTHER))
-    host.nft(f"delete chain {TABLE} postrouting")
+    host.nft(f"delete chain {TABLE} {CHAIN}")
     await probes.ensure(enrolled("a", V4))
     await probes.remove(PodUID("b"))
     await probes.prune([])

@@ -17,7 +17,7 @@ from nodeagent.probes import migration as probe_takeover
 from nodeagent.probes import removal as probe_removal
 from nodeagent.probes.iptables_rules import ProbeChains, read_chains
 from tests.eventually import eventually
-from tests.lab.host import PROBE_V4, SET_V4, SET_V6, TABLE, enrolled
+from tests.lab.host import CHAIN, PROBE_V4, SET_V4, SET_V6, TABLE, enrolled
 from tests.lab.ipsets import KINDS, IptablesHost, new_iptables_host, probes_in
 
 V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
@@ -134,10 +134,14 @@ ISTIOS_CHAIN = [
 ]
 
 
+def istios_table() -> str:
+    return ISTIOS_TABLE.replace("\\\n", "")
+
+
 def istio(host: IptablesHost, owner: Variant | None) -> None:
     """Have Istio's ambient agent come to the host, with this backend."""
     if owner is None:
-        host.nft(ISTIOS_TABLE.replace("\\\n", ""))
+        host.nft(istios_table())
     else:
         host.shell(*(command.format(owner) for command in ISTIOS_CHAIN))
 
@@ -169,7 +173,7 @@ async def test_uninstall_takes_nothing_that_somebody_put_into_ours(
     async with probes_in(owner, host, threads) as probes:
         await probes.ensure(enrolled("a", V4))
         if owner is None:
-            host.nft(f"add rule {TABLE} postrouting ip daddr 192.0.2.1 counter accept")
+            host.nft(f"add rule {TABLE} {CHAIN} ip daddr 192.0.2.1 counter accept")
         else:
             rule = "-t nat -A ISTIO_POSTRT -d 192.0.2.1/32 -j ACCEPT"
             host.shell(f"iptables-{owner} {rule}", f"ip6tables-{owner} -t nat -F ISTIO_POSTRT")
@@ -195,6 +199,31 @@ async def test_what_istio_left_goes_at_a_takeover(
         await probes.ensure(enrolled("a", V4))
         await probes.prune([enrolled("a", V4)])
     assert standing(host) == {kind}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_istio_takes_our_place_and_we_take_its(
+    host: IptablesHost, threads: NetnsThreads, kind: Variant | None
+) -> None:
+    """Istio's agent can write its rules over ours, and whatever comes of it is taken over."""
+    pods = [enrolled("a", V4)]
+    async with probes_in(None, host, threads) as before:
+        await before.start()
+        await before.ensure(pods[0])
+    # First its sets, then its rules, each in one transaction.
+    sets, rules = istios_table().split(f"add chain {TABLE}")
+    host.nft(sets)
+    host.nft(f"add table {TABLE}\nflush table {TABLE}\nadd chain {TABLE}{rules}")
+    listing = host.nft(f"list table {TABLE}")
+    assert listing.count("snat ip to") == 1, "one agent's rules let probes through, not two's"
+    assert "skuid 1000" in listing
+    assert host.owners() == {V4: "a"}
+    async with probes_in(kind, host, threads) as after:
+        await after.start()
+        await after.ensure(pods[0])
+        await after.prune(pods)
+        assert "skuid 1000" not in host.nft("list ruleset")
+        assert standing(host) == {kind}
 
 
 @pytest.mark.parametrize(("owner", "kind"), MOVES, ids=str)

@@ -15,6 +15,7 @@ import pytest
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.in_pod import ensure, inspect, remove
+from tests.lab import istio
 from tests.lab.apps import IPAddress, ask, conversation, echo_app
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
@@ -105,6 +106,19 @@ def translate(pod: Pod, version: int, variant: Variant | None) -> None:
         *(f"{program} -A {hook} {match} -j DNAT --to {guest}" for hook in ("PREROUTING", "OUTPUT")),
         f"{program} -A POSTROUTING -s {guest} -j MASQUERADE",
     )
+
+
+@pytest.mark.parametrize("interfaces", [(), (INTERFACE,)], ids=["plain", "machine"])
+def test_istio_can_take_the_place(pod: Pod, interfaces: tuple[str, ...]) -> None:
+    """Istio's agent, in this agent's place again, can write its nftables rules where ours are."""
+    wanted, backends = spec(dns_capture=True, reroute_interfaces=interfaces), Backends.choose(None)
+    pod.run(lambda: ensure(wanted, backends))
+    istio.take_over(pod)
+    listing = pod.shell("nft list ruleset")
+    assert "nodeagent layout" in listing, "the tables are those that stood"
+    assert listing.count("redirect to :15006") == 2
+    pod.run(lambda: ensure(wanted, backends))
+    assert pod.run(lambda: inspect(wanted, backends)) == ()
 
 
 async def test_what_dials_the_machine(node: Node, version: int) -> None:
