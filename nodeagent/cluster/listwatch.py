@@ -77,8 +77,8 @@ class Resource(Generic[T]):
     project: Callable[[Raw], T]
     list_accept: str = JSON
     watch_accept: str = JSON
-    at_home: bool = False
-    """It is followed in the agent's own namespace only."""
+    own_namespace_only: bool = False
+    """`path` is within the agent's own namespace: a Role grants it, not a ClusterRole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,9 @@ class ListWatch(Generic[T]):
 
 def _denial(error: ApiError, verb: str, resource: Resource[T], who: str) -> str:
     """What to tell people about a permission that is missing or a credential not taken."""
-    scope, role = ("here", "Role") if resource.at_home else ("at the cluster scope", "ClusterRole")
+    scope, role = (
+        ("here", "Role") if resource.own_namespace_only else ("at the cluster scope", "ClusterRole")
+    )
     what = f"cannot {verb} {resource.name} {scope}"
     if error.status == _UNKNOWN_USER:
         return f"{what}: the API server does not take the credential of {who}: {error}"

@@ -1,6 +1,10 @@
-"""The start-up taint: it keeps pods off a new node until its agent is ready (L19)."""
+"""The start-up taint, which keeps pods off a new node until its agent is ready.
 
-import asyncio
+Without it, pods that are scheduled before the CNI plugin is installed would start outside
+of the mesh.
+"""
+
+from functools import partial
 from urllib.parse import quote
 
 import structlog
@@ -8,37 +12,31 @@ import structlog
 from nodeagent.cluster import projection
 from nodeagent.cluster.api import ApiError, ApiServer
 from nodeagent.cluster.projection import ProjectionError
-from nodeagent.mesh.backoff import Backoff
+from nodeagent.cluster.retried import retried
 
 log = structlog.get_logger()
 
-_SOON = 0.1
-_LONGEST = 30.0
+_LONGEST_PAUSE = 30.0
+"""Seconds between two attempts."""
 
 
 async def remove_taint(api: ApiServer, node_name: str, key: str) -> bool:
-    """Take the taint off our own node, whatever its value and effect; try until it is off.
+    """Remove the taint `key` from the agent's own node, whatever its value and effect.
 
-    Returns whether it stood. Once for each start of the agent is enough: where a node is
-    registered anew, its agent's pod is a new one too.
+    Tries until that has succeeded; returns whether the node had the taint. Once for each
+    start of the agent is enough: where a node is registered anew, its agent's pod is a new
+    one too.
     """
+
+    def warn(error: ApiError) -> None:
+        needs = {"needs": "verbs get and patch on nodes"} if error.denied else {}
+        log.warning("taint not removed yet", key=key, error=str(error), **needs)
+
     path = f"/api/v1/nodes/{quote(node_name, safe='')}"
-    backoff = Backoff(longest=_LONGEST)
-    trouble: object = ()
-    while True:
-        try:
-            stood = await _attempt(api, path, key)
-        except ApiError as error:
-            # A conflict is ordinary: kubelet and controllers write to the node as well.
-            if not error.conflict and error.status != trouble:
-                trouble = error.status
-                needs = {"needs": "verbs get and patch on nodes"} if error.denied else {}
-                log.warning("taint not removed yet", key=key, error=str(error), **needs)
-            await asyncio.sleep(max(backoff.delay(), error.retry_after or 0, _SOON))
-        else:
-            if stood:
-                log.info("taint removed", node=node_name, key=key)
-            return stood
+    removed = await retried(partial(_attempt, api, path, key), longest=_LONGEST_PAUSE, warn=warn)
+    if removed:
+        log.info("taint removed", node=node_name, key=key)
+    return removed
 
 
 async def _attempt(api: ApiServer, path: str, key: str) -> bool:
@@ -50,7 +48,8 @@ async def _attempt(api: ApiServer, path: str, key: str) -> bool:
     others = [taint for taint in taints if taint.get("key") != key]
     if len(others) == len(taints):
         return False
-    # With the version: a merge patch replaces the list, and somebody else's taint in it.
+    # A merge patch replaces the whole list. The version makes the server refuse the patch
+    # where somebody has added another taint meanwhile.
     patch = {"metadata": {"resourceVersion": version}, "spec": {"taints": others}}
     await api.patch(path, patch)
     return True

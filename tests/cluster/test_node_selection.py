@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.cluster.uninstall_detector import UnclearError, selects
+from nodeagent.cluster.node_selection import UnknownConditionError, selects
 
 LABELS = {"os": "linux", "zone": "a", "cpus": "16", "empty": ""}
 
@@ -91,7 +91,7 @@ def test_whole_specs(spec: dict[str, Any], selected: bool) -> None:
 )
 def test_conditions_of_a_later_kubernetes(condition: Mapping[str, Any]) -> None:
     """L16: a condition that is not understood is no "no"."""
-    with pytest.raises(UnclearError):
+    with pytest.raises(UnknownConditionError):
         selects(daemonset(condition), node())
 
 
