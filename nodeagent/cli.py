@@ -1,17 +1,18 @@
-"""The command line: what can be asked for, and who answers."""
+"""The command line: which commands there are, and what each of them takes.
 
-# ruff: noqa: PLC0415 - a command loads its own part only: --help and status stay quick
-# ruff: noqa: T201 - a command's answer is what it prints
+A command is a module of `nodeagent.commands` with a function ``main``. It is imported only
+when it is asked for, so that ``--help`` and ``nodeagent status`` are quick.
+"""
 
 import argparse
-import asyncio
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from nodeagent import __version__, config, log
-from nodeagent.lean_imports import no_certificate_authorities
+from nodeagent.commands.errors import CommandError
 from nodeagent.mesh.errors import RetryError
 
 _EXAMPLES = """\
@@ -28,8 +29,6 @@ variable; the flag counts where both are there.
 _WRONG_USE = 2
 """Exit status, as argparse has it."""
 
-_Command = Callable[[argparse.Namespace, config.Settings], int]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
@@ -39,90 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(flags, os.environ)
         log.configure(settings.log_level, settings.log_format)
-        command: _Command = options.command
-        return command(options, settings)
+        status: int = importlib.import_module(options.module).main(options, settings)
     except config.SettingError as error:
-        return _failed(error, status=_WRONG_USE)
-
-
-def _run(_: argparse.Namespace, settings: config.Settings) -> int:
-    # aiohttp, as it is imported, makes a TLS context for those that bring none: 2.4 MiB and
-    # 55 ms for the machine's certificate authorities. The agent always brings its own.
-    with no_certificate_authorities():
-        from nodeagent import loop_watch
-        from nodeagent.agent import run as agent
-        from nodeagent.cluster.api import NoClusterError
-        from nodeagent.cni.install.binary import NoBinaryError
-
-    try:
-        return _answered(lambda: loop_watch.run(agent.run(settings)))
-    except NoClusterError as error:
-        return _failed(f"{error}. Without a cluster, name a folder of manifests (POD_MANIFESTS)")
-    except NoBinaryError as error:
-        return _failed(error)
-
-
-def _uninstall(options: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent.agent import leaving
-    from nodeagent.cluster.api import NoClusterError
-
-    def remove() -> int:
-        leaving.check_no_agent(settings)
-        done = asyncio.run(leaving.uninstall(settings, release_pods=options.release_pods))
-        for line in done.lines:
-            print(line)
-        return 0 if done.complete else 1
-
-    try:
-        return _answered(remove)
-    except NoClusterError as error:
-        return _failed(f"{error}. Without a cluster, name a folder of manifests (POD_MANIFESTS)")
-
-
-def _check(_: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent.commands.check.check import show
-    from nodeagent.commands.check.run import run_checks
-
-    return _answered(lambda: show(asyncio.run(run_checks(settings))))
-
-
-def _rules(options: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent.commands import rules as preview
-
-    try:
-        for text in preview.rules(settings, options.pod):
-            print(text)
-    except preview.UnknownPodError as error:
-        return _failed(error)
+        return _failed(str(error), status=_WRONG_USE)
+    except (CommandError, RetryError) as error:
+        return _failed(str(error))
     except OSError as error:
-        return _failed(_words(error))
-    return 0
+        return _failed(": ".join(filter(None, (error.filename, error.strerror))) or str(error))
+    return status
 
 
-def _status(options: argparse.Namespace, settings: config.Settings) -> int:
-    from nodeagent.admin import client
-
-    try:
-        return client.status(settings.admin_socket, as_json=options.json)
-    except client.NoAgentError as error:
-        return _failed(error)
-
-
-def _answered(command: Callable[[], int]) -> int:
-    try:
-        return command()
-    except RetryError as error:
-        return _failed(error)
-    except OSError as error:
-        return _failed(_words(error))
-
-
-def _words(error: OSError) -> str:
-    return ": ".join(filter(None, (error.filename, error.strerror))) or str(error)
-
-
-def _failed(error: Exception | str, *, status: int = 1) -> int:
-    print(f"nodeagent: {log.printable(str(error))}", file=sys.stderr)
+def _failed(text: str, *, status: int = 1) -> int:
+    print(f"nodeagent: {log.printable(text)}", file=sys.stderr)
     return status
 
 
@@ -149,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show it and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, command: _Command, about: str) -> argparse.ArgumentParser:
+    def add(name: str, about: str, *, module: str = "") -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
             help=about,
@@ -158,13 +85,16 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=_Help,
             allow_abbrev=False,
         )
-        added.set_defaults(command=command)
+        added.set_defaults(module=f"nodeagent.commands.{module or name}")
         return added
 
-    run = add("run", _run, "run the agent until it is told to stop (SIGTERM)")
-    _add_settings(run)
-    _add_settings(add("check", _check, "say whether this node can do the job, and what is missing"))
-    rules = add("rules", _rules, "print the rules that a pod would get, in nft's language")
+    _add_settings(add("run", "run the agent until it is told to stop (SIGTERM)"))
+    _add_settings(
+        add(
+            "check", "say whether this node can do the job, and what is missing", module="check.run"
+        )
+    )
+    rules = add("rules", "print the rules that a pod would get, in nft's language")
     rules.usage = "nodeagent rules [--pod NAMESPACE/NAME ...] [setting ...]"
     rules.add_argument(
         "--pod",
@@ -174,9 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a pod in --pod-manifests, with what its annotations ask for; may be repeated",
     )
     _add_settings(rules)
-    uninstall = add(
-        "uninstall", _uninstall, "remove all from the host, when the agent goes for good"
-    )
+    uninstall = add("uninstall", "remove all from the host, when the agent goes for good")
     uninstall.usage = "nodeagent uninstall [--release-pods] [setting ...]"
     uninstall.add_argument(
         "--release-pods",
@@ -184,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help="take every pod of the node out of the mesh before, in order",
     )
     _add_settings(uninstall)
-    status = add("status", _status, "show the pods that the running agent knows, and why")
+    status = add("status", "show the pods that the running agent knows, and why")
     status.usage = "nodeagent status [--json] [setting ...]"
     status.add_argument("--json", action="store_true", help="all that is known, for programs")
     _add_settings(status)

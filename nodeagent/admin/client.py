@@ -1,27 +1,24 @@
-"""``nodeagent status``: asks the running agent what it knows."""
+"""Asking the agent that runs on this node what it knows, at its admin socket."""
 
 import http.client
 import json
 import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from nodeagent.log import printable
 
 _DEADLINE = 5.0
 """Seconds; the agent answers from memory."""
-_HEADINGS = ("POD", "UID", "ENROLLED?", "STATE", "WHY", "SINCE", "VERIFIED")
 
 Workload = Mapping[str, Any]
+"""What the agent tells of one pod; `nodeagent.mesh.workload.Workload.describe` makes it."""
 
 
 class NoAgentError(Exception):
-    """Nobody answers, or not as the agent does; the text says what to look at."""
+    """No agent answers at the socket; the text names the socket and the setting for it."""
 
 
 def fetch_workloads(path: str) -> list[Workload]:
-    """Ask the agent whose admin socket is `path`. Raises ``NoAgentError``."""
+    """What the agent whose admin socket is `path` knows of its pods. Raises ``NoAgentError``."""
     connection = _UnixConnection(path)
     try:
         connection.request("GET", "/workloads")
@@ -39,23 +36,6 @@ def fetch_workloads(path: str) -> list[Workload]:
     return workloads
 
 
-def table(workloads: Sequence[Workload], now: float) -> str:
-    """`workloads` for people, sorted by name; `now` in seconds since the epoch."""
-    rows = [_HEADINGS, *sorted(_row(workload, now) for workload in workloads)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def status(path: str, *, as_json: bool) -> int:
-    """Print what the agent says; the exit status. Raises ``NoAgentError``."""
-    workloads = fetch_workloads(path)
-    print(json.dumps(workloads, indent=2) if as_json else table(workloads, time.time()))  # noqa: T201
-    return 0
-
-
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=_DEADLINE)
@@ -65,25 +45,3 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
-
-
-def _row(workload: Workload, now: float) -> tuple[str, ...]:
-    state = workload["state"]
-    cells = (
-        f"{workload['namespace']}/{workload['name']}",
-        workload["uid"],
-        "yes" if state == "enrolled" else "no",
-        state,
-        workload["detail"] or workload["reason"],
-        _age(now - workload["since"]),
-        "-" if (verified := workload["verified"]) is None else f"{_age(now - verified)} ago",
-    )
-    return tuple(map(printable, cells))
-
-
-def _age(seconds: float) -> str:
-    left = max(0, int(seconds))
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if left >= 2 * length:
-            return f"{left // length}{unit}"
-    return f"{left}s"

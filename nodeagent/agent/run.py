@@ -11,7 +11,7 @@ import structlog
 from nodeagent.admin.server import serve_admin, serve_health
 from nodeagent.agent.assembly import assembled, cluster_of
 from nodeagent.agent.cni_wiring import installer, plugin_server
-from nodeagent.agent.leaving import uninstall
+from nodeagent.agent.uninstall import uninstall
 from nodeagent.cluster.api import ApiServer
 from nodeagent.cluster.taint import remove_taint
 from nodeagent.cluster.uninstall_detector import UninstallDetector

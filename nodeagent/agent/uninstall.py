@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nodeagent.admin.client import NoAgentError, fetch_workloads
 from nodeagent.agent.assembly import assembled, cluster_of
 from nodeagent.agent.cni_wiring import uninstall_plugin
 from nodeagent.agent.host import host_path, host_probes, open_host_netns
 from nodeagent.cluster.api import ApiServer
 from nodeagent.config import Settings
-from nodeagent.mesh.errors import RetryError
 from nodeagent.netns.costs import NO_LIMITS
 from nodeagent.netns.holders import held_addresses
 from nodeagent.netns.threads import NetnsThreads
@@ -26,12 +24,8 @@ _RELEASE_TIMEOUT = 60.0
 _SHOWN = 10
 
 
-class AgentRunsError(RetryError):
-    """An agent runs on the node, and would put back whatever is taken out."""
-
-
 @dataclass(frozen=True, slots=True)
-class Farewell:
+class UninstallReport:
     """What an uninstallation did, in lines for people."""
 
     lines: tuple[str, ...]
@@ -39,7 +33,7 @@ class Farewell:
     """Whether all was done that was asked for."""
 
 
-async def uninstall(settings: Settings, *, release_pods: bool = False) -> Farewell:
+async def uninstall(settings: Settings, *, release_pods: bool = False) -> UninstallReport:
     """Take the agent out of the host and of the CNI chain, for good.
 
     With `release_pods` every pod is taken out of the mesh before. Otherwise pods stay
@@ -57,7 +51,7 @@ async def uninstall(settings: Settings, *, release_pods: bool = False) -> Farewe
                 " that: run nodeagent uninstall --release-pods, or make these pods anew and run"
                 " nodeagent uninstall"
             )
-            return Farewell(tuple(lines), complete=not remain)
+            return UninstallReport(tuple(lines), complete=not remain)
         # All that is proven to be ours goes, whatever the backend.
         async with host_probes(settings, threads, None) as probes:
             host = await probes.uninstall()
@@ -67,18 +61,7 @@ async def uninstall(settings: Settings, *, release_pods: bool = False) -> Farewe
         *(f"the host's {what}; left alone" for what in host.left),
         *(f"the host's {what}; not removed" for what in host.failed),
     ]
-    return Farewell(tuple(lines), complete=not remain and not host.failed)
-
-
-def check_no_agent(settings: Settings) -> None:
-    """Raise `AgentRunsError` where an agent answers at its socket."""
-    with contextlib.suppress(NoAgentError):
-        fetch_workloads(settings.admin_socket)
-        raise AgentRunsError(
-            f"an agent runs on this node (it answers at {settings.admin_socket}), and would put"
-            " back what is taken out. Delete its DaemonSet: the agent uninstalls itself then, and"
-            " releases the pods of its node before, with RELEASE_PODS_ON_UNINSTALL=true"
-        )
+    return UninstallReport(tuple(lines), complete=not remain and not host.failed)
 
 
 def _unchained(settings: Settings) -> Iterable[str]:

@@ -1,8 +1,10 @@
-"""``nodeagent rules``: what would be installed, as text for people and ``nft -f``."""
+"""``nodeagent rules``: what a pod would get, as text for people and for ``nft -f``."""
 
+import argparse
 from collections.abc import Iterator, Sequence
 
 from nodeagent.cluster.manifest_folder import ManifestFolder
+from nodeagent.commands.errors import CommandError
 from nodeagent.config import Settings, require_manifests
 from nodeagent.log import printable
 from nodeagent.mesh.pod import Pod, PodUID
@@ -12,15 +14,17 @@ from nodeagent.redirect.routes import LocalRoute, PolicyRule
 from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, RedirectSpec
 
 
-class UnknownPodError(Exception):
-    """The manifests have no such pod."""
+def main(options: argparse.Namespace, settings: Settings) -> int:
+    """Print the rules of each pod in `options.pod` (``NAMESPACE/NAME``), or the default rules.
 
-
-def rules(settings: Settings, pods: Sequence[str]) -> Iterator[str]:
-    """Yield the rules of each of `pods` (``NAMESPACE/NAME``), or of one that asks for nothing.
-
-    Raises ``SettingError``, ``UnknownPodError``, and ``OSError`` if the folder cannot be read.
+    Raises ``SettingError``, ``CommandError``, and ``OSError`` if the folder cannot be read.
     """
+    for text in _rules(settings, options.pod):
+        print(text)
+    return 0
+
+
+def _rules(settings: Settings, pods: Sequence[str]) -> Iterator[str]:
     if not pods:
         yield _text(settings, _NO_POD)
         return
@@ -28,11 +32,12 @@ def rules(settings: Settings, pods: Sequence[str]) -> Iterator[str]:
     known = {str(pod): pod for pod in ManifestFolder(folder).pods()}
     for name in pods:
         if name not in known:
-            raise UnknownPodError(f"there is no pod {name} in {folder}")
+            raise CommandError(f"there is no pod {name} in {folder}")
         yield f"# pod {name}\n{_text(settings, known[name])}"
 
 
 _NO_POD = Pod(uid=PodUID(""), name="", namespace="")
+"""A pod that asks for nothing: its rules are those of the settings."""
 
 
 def _text(settings: Settings, pod: Pod) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from nodeagent.admin.client import NoAgentError, fetch_workloads, table
+from nodeagent.admin.client import NoAgentError, fetch_workloads
 from nodeagent.admin.server import serve_admin, serve_health
 from tests.eventually import PATIENCE
 
@@ -133,26 +133,6 @@ async def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     async with serve_admin(path, workloads=list, missing=list):
         await asyncio.to_thread(fetch_workloads, path)
     assert set(os.listdir("/proc/self/fd")) == before
-
-
-def test_the_table_is_for_people() -> None:
-    """One line per pod, sorted, with the reason, and nothing a terminal would obey."""
-    waiting = {"name": "db", "uid": "u2", "state": "waiting", "detail": "no address\x1b[2J"}
-    looked_at = {"verified": 1000.0 + 3 * 3600 - 7}
-    text = table([_WORKLOAD | looked_at, _WORKLOAD | waiting], now=1000.0 + 3 * 3600)
-    assert text.splitlines() == [
-        "POD       UID  ENROLLED?  STATE     WHY                SINCE  VERIFIED",
-        r"shop/db   u2   no         waiting   no address\x1b[2J  3h     -",
-        "shop/web  u1   yes        enrolled  pod matches a=b    3h     7s ago",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("age", "text"), [(-5, "0s"), (119, "119s"), (120, "2m"), (7200, "2h"), (172800, "2d")]
-)
-def test_ages_are_short(age: int, text: str) -> None:
-    """How long a pod has been in its state is told in one unit; a clock set back is no error."""
-    assert table([_WORKLOAD], now=1000.0 + age).splitlines()[1].split()[-2] == text
 
 
 async def test_kubelet_is_told_over_tcp_and_learns_nothing_else(free_port: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.agent import leaving
+from nodeagent.agent.uninstall import uninstall
 from tests.cni import shim_process
 from tests.eventually import eventually
 from tests.runtime.containerd import Containerd
@@ -119,7 +119,7 @@ async def test_deleted_without_the_agent(node: MeshNode) -> None:
     one, two = await asyncio.gather(node.run("one"), node.run("two"))
     await node.agent.stop()
     await node.containerd.remove_sandbox(one)
-    await leaving.uninstall(node.settings)
+    await uninstall(node.settings)
     assert not list(node.containerd.net_dir.glob("*istio*"))
     assert os.path.exists(node.containerd.bin_dir / "nodeagent"), "a sandbox needs it still"
     await node.containerd.remove_sandbox(two)

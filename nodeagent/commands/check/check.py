@@ -35,7 +35,7 @@ def lines(checks: Sequence[Check]) -> list[str]:
 def show(checks: Sequence[Check]) -> int:
     """Print them; the exit status: 1 where something has to be done."""
     for line in lines(checks):
-        print(line)  # noqa: T201 - a command's answer is what it prints
+        print(line)
     return int(not all(check.ok for check in checks))
 
 

@@ -1,9 +1,13 @@
-"""Every check that the settings call for, in the order in which one needs the other."""
+"""``nodeagent check``: every check that the settings call for.
 
+A check that needs what another one looks at comes behind it.
+"""
+
+import argparse
 import asyncio
 
 from nodeagent.commands.check.chain import check_chain
-from nodeagent.commands.check.check import Check
+from nodeagent.commands.check.check import Check, show
 from nodeagent.commands.check.cluster import check_cluster
 from nodeagent.commands.check.node import (
     check_capabilities,
@@ -20,6 +24,11 @@ from nodeagent.commands.check.places import (
 )
 from nodeagent.commands.check.runtime import check_runtime
 from nodeagent.config import Settings
+
+
+def main(_: argparse.Namespace, settings: Settings) -> int:
+    """Print a line for each check; the exit status is 1 where something has to be done."""
+    return show(asyncio.run(run_checks(settings)))
 
 
 async def run_checks(settings: Settings) -> list[Check]:
