@@ -32,7 +32,7 @@ from nodeagent.probes.migration import TakingOver
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import RedirectDefaults
 from nodeagent.redirect.redirector import PodRedirector
-from nodeagent.zds.book import Book
+from nodeagent.zds.ztunnels import ConnectedZtunnels
 
 log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class Assembly:
     threads: NetnsThreads
     probes: TakingOver
     origin: Origin
-    book: Book
+    ztunnels: ConnectedZtunnels
     redirector: PodRedirector
     policy: Policy
     reconciler: Reconciler[Netns]
@@ -95,7 +95,7 @@ async def assembled(
             origin = from_folder(require_manifests(settings), verifier)
         else:
             origin = await stack.enter_async_context(from_cluster(settings, api, verifier))
-        book = Book(
+        ztunnels = ConnectedZtunnels(
             lambda uid: reconciler.wake(uid),  # noqa: PLW0108 - made below
             lambda: reconciler.table.kept(),  # noqa: PLW0108 - likewise
         )
@@ -108,7 +108,7 @@ async def assembled(
         dependencies = Dependencies(
             netns_finder=origin.netns_finder,
             redirector=redirector,
-            ztunnels=book,
+            ztunnels=ztunnels,
             probes=probes,
             reporter=origin.reporter,
             removal_grace=settings.removal_grace,
@@ -121,7 +121,7 @@ async def assembled(
             threads=threads,
             probes=probes,
             origin=origin,
-            book=book,
+            ztunnels=ztunnels,
             redirector=redirector,
             policy=policy,
             reconciler=reconciler,

@@ -165,7 +165,7 @@ async def _serve(
         stack.enter_context(watching_loop())
         if api is not None and settings.remove_startup_taint:
             tasks.create_task(_untaint(settings, api, chain), name="start-up taint")
-        await ZdsServer(node.book, peer_uids=settings.zds_peer_uids).serve(listener)
+        await ZdsServer(node.ztunnels, peer_uids=settings.zds_peer_uids).serve(listener)
 
 
 @contextlib.asynccontextmanager

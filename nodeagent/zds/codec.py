@@ -6,19 +6,19 @@ from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.zds import zds_pb2 as pb
 
 PACKET_LIMIT = 1024
-"""Bytes that ztunnel reads at once; it takes a truncated packet for a protocol error (zds.md)."""
+"""Bytes that ztunnel reads at once; it takes a truncated packet for a protocol error."""
 
 
 class ProtocolError(Exception):
-    """The peer does not speak ZDS as we do: the connection has to end."""
+    """The peer does not keep to the protocol: the connection has to end."""
 
 
 class PacketTooLargeError(Exception):
-    """A request that ztunnel could not read."""
+    """A request would be longer than ztunnel reads."""
 
 
 def add_workload(pod: Pod) -> bytes:
-    """Encode the request to which the namespace's descriptor is attached.
+    """Encode the request to which the descriptor of the pod's netns is attached.
 
     Raises ``PacketTooLargeError``.
     """
@@ -34,7 +34,7 @@ def keep_workload(uid: PodUID) -> bytes:
 
 
 def del_workload(uid: PodUID) -> bytes:
-    """Encode the request that lets go of `uid`."""
+    """Encode the request to drop `uid`."""
     request = pb.WorkloadRequest()
     getattr(request, "del").uid = uid  # the field's name is a keyword of Python
     return _request(request)
@@ -58,8 +58,8 @@ def check_hello(packet: bytes) -> None:
 def answer(packet: bytes) -> str:
     """Read a response; the text is ztunnel's error, empty for success.
 
-    It ends in logs, events and on terminals, so what is not printable is replaced. Raises
-    ``ProtocolError``.
+    The text gets into logs, events and terminals, so what is not printable is replaced.
+    Raises ``ProtocolError``.
     """
     try:
         response = pb.WorkloadResponse.FromString(packet)

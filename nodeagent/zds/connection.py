@@ -1,4 +1,9 @@
-"""One connected sequenced-packet socket: packets in order, with a deadline on each answer."""
+"""One connected socket of type SOCK_SEQPACKET: one message is one packet, in order.
+
+A request is sent, and then its answer is waited for, with a deadline. Packets that the peer
+sends are read as they come, but no more than two: a peer that floods ends its own
+connection and costs no memory.
+"""
 
 import asyncio
 import socket
@@ -30,11 +35,7 @@ class Peer:
 
 
 class Connection:
-    """Owns a connected socket until `close`. One task asks; `stirred` wakes it.
-
-    Packets are read as they come, two at the most: a client that floods ends
-    its own connection and costs nobody memory.
-    """
+    """Owns a connected socket until `close`. One task sends requests, and waits on `wakeup`."""
 
     def __init__(self, connected: socket.socket, *, answer_timeout: float) -> None:
         """Take over `connected`; `answer_timeout` is in seconds."""
@@ -43,17 +44,17 @@ class Connection:
         self._answer_timeout = answer_timeout
         self._loop = asyncio.get_running_loop()
         self._packets: deque[bytes] = deque()
-        self.stirred = asyncio.Event()
-        """Set when the peer has sent something or gone, and by whoever has work for it."""
+        self.wakeup = asyncio.Event()
+        """Set when the peer has sent something or gone, and by whoever has work for the task."""
         self._loop.add_reader(connected.fileno(), self._readable)
 
     async def ask(self, packet: bytes, descriptor: int | None = None) -> bytes:
         """Send one request and return its answer.
 
-        `descriptor` is on loan for the moment of sending only. Raises
-        ``ProtocolError`` if the peer had spoken unasked, ``DisconnectedError`` if
-        it is gone or misses its deadline: a late answer would be taken for the
-        next one's (L12).
+        `descriptor` is attached; it is used only while this sends. Raises ``ProtocolError``
+        if the peer had spoken without being asked, ``DisconnectedError`` if it has gone or
+        misses the deadline: answers have no number, so a late one would be taken for the
+        answer to the next request.
         """
         self.check_quiet()
         self._send(packet, descriptor)
@@ -64,8 +65,8 @@ class Connection:
         try:
             async with asyncio.timeout(self._answer_timeout):
                 while not self._packets:
-                    self.stirred.clear()
-                    await self.stirred.wait()
+                    self.wakeup.clear()
+                    await self.wakeup.wait()
         except TimeoutError:
             raise DisconnectedError(f"said nothing for {self._answer_timeout:g} s") from None
         packet = self._packets.popleft()
@@ -105,7 +106,7 @@ class Connection:
         self._packets.append(packet)
         if not packet or len(self._packets) > 1:
             self._loop.remove_reader(self._socket.fileno())
-        self.stirred.set()
+        self.wakeup.set()
 
     @staticmethod
     def _check(packet: bytes) -> None:

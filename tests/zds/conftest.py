@@ -14,8 +14,8 @@ from nodeagent.linux.unix_sockets import listening
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.netns.netns import Netns
-from nodeagent.zds.book import Book
 from nodeagent.zds.server import ZdsServer
+from nodeagent.zds.ztunnels import ConnectedZtunnels
 from tests.zds.model import ModelZtunnel, new_namespace
 
 ANSWER_TIMEOUT = 0.25
@@ -23,7 +23,7 @@ ANSWER_TIMEOUT = 0.25
 
 @dataclass
 class Served:
-    """A running server, its book, and the news that it told."""
+    """A running server, the agent's side of it, and the answers that it was called for."""
 
     path: str
     news: list[PodUID] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Served:
     """The heart that hears the news, and says what is kept, if there is one."""
 
     def __post_init__(self) -> None:
-        self.book = Book(self._heard, self._list_kept)
+        self.agent = ConnectedZtunnels(self._heard, self._list_kept)
 
     def _heard(self, uid: PodUID) -> None:
         self.news.append(uid)
@@ -61,7 +61,7 @@ async def serving(
 ) -> AsyncIterator[Served]:
     path = str(directory / "run" / "ztunnel.sock")
     served = Served(path)
-    server = ZdsServer(served.book, peer_uids=peer_uids, answer_timeout=ANSWER_TIMEOUT)
+    server = ZdsServer(served.agent, peer_uids=peer_uids, answer_timeout=ANSWER_TIMEOUT)
     with listening(path, socket.SOCK_SEQPACKET, setting="ZTUNNEL_UDS_ADDRESS") as listener:
         task = asyncio.create_task(server.serve(listener))
         try:

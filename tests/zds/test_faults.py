@@ -30,7 +30,7 @@ async def test_missed_deadline_ends_the_connection(served: Served, namespace: Ne
     """L12: a late answer would be taken for the next one's; a fresh snapshot mends it."""
     ztunnel = await served.connected()
     ztunnel.mood = Mood.SILENT
-    assert not await served.book.offer(a_pod("1"), namespace())
+    assert not await served.agent.offer(a_pod("1"), namespace())
     await ended(ztunnel)
     again = await served.connected()
     assert list(again.workloads) == ["1"]
@@ -39,10 +39,10 @@ async def test_missed_deadline_ends_the_connection(served: Served, namespace: Ne
 async def test_delete_while_ztunnel_is_stuck(served: Served, namespace: NewNamespace) -> None:
     """L12: a pod that is deleted while ztunnel hangs or reconnects holds nobody up."""
     stuck = await served.connected()
-    await served.book.offer(a_pod("1"), namespace())
+    await served.agent.offer(a_pod("1"), namespace())
     stuck.mood = Mood.SILENT
     async with asyncio.timeout(ANSWER_TIMEOUT * 4):
-        await served.book.withdraw(PodUID("1"))
+        await served.agent.withdraw(PodUID("1"))
     assert (await served.connected()).workloads == {}
 
 
@@ -52,11 +52,11 @@ async def test_stuck_ztunnel_does_not_delay_another(
     """While one ztunnel is silent, a newer one is given its snapshot and new pods."""
     stuck = await served.connected()
     stuck.mood = Mood.SILENT
-    first = asyncio.create_task(served.book.offer(a_pod("1"), namespace()))
+    first = asyncio.create_task(served.agent.offer(a_pod("1"), namespace()))
     await stuck.until(lambda: ("add", "1") in stuck.requests)
     newer = await served.connected()
     assert await first
-    assert await served.book.offer(a_pod("2"), namespace())
+    assert await served.agent.offer(a_pod("2"), namespace())
     assert not stuck.ended
     assert list(newer.workloads) == ["1", "2"]
 
@@ -80,7 +80,7 @@ async def test_no_hello(served: Served) -> None:
 )
 async def test_wrong_hello(served: Served, namespace: NewNamespace, hello: bytes) -> None:
     """A first packet that is no hello of version 1 ends the connection before anything is sent."""
-    await served.book.offer(a_pod("1"), namespace())
+    await served.agent.offer(a_pod("1"), namespace())
     stranger = served.connect(hello=hello)
     await ended(stranger)
     assert stranger.requests == []
@@ -96,7 +96,7 @@ async def test_wrong_answer(served: Served, namespace: NewNamespace, answer: byt
     ztunnel = await served.connected()
     ztunnel.mood = Mood.SILENT
     ztunnel.on_request = lambda _kind, _uid: ztunnel.answer(answer)
-    assert not await served.book.offer(a_pod("1"), namespace())
+    assert not await served.agent.offer(a_pod("1"), namespace())
     await ended(ztunnel)
     assert list((await served.connected()).workloads) == ["1"]
 
@@ -112,7 +112,7 @@ async def test_two_answers_for_one(served: Served, namespace: NewNamespace) -> N
     """A second answer is not taken for the next request's."""
     ztunnel = await served.connected()
     ztunnel.on_request = lambda _kind, _uid: ztunnel.answer(OK)
-    await served.book.offer(a_pod("1"), namespace())
+    await served.agent.offer(a_pod("1"), namespace())
     await ended(ztunnel)
 
 
@@ -120,7 +120,7 @@ async def test_close_in_mid_snapshot(served: Served, namespace: NewNamespace) ->
     """A ztunnel that goes in mid-snapshot costs nothing; the next one gets all of it."""
     held = namespace()
     for uid in "123":
-        await served.book.offer(a_pod(uid), held)
+        await served.agent.offer(a_pod(uid), held)
     leaving = served.connect()
     leaving.on_request = lambda _kind, uid: leaving.close() if uid == "2" else None
     await ended(leaving)
@@ -129,7 +129,7 @@ async def test_close_in_mid_snapshot(served: Served, namespace: NewNamespace) ->
 
 async def test_flood_of_silent_connections(served: Served, namespace: NewNamespace) -> None:
     """However many connect and say nothing, a ztunnel is served, and no descriptor stays."""
-    await served.book.offer(a_pod("1"), namespace())
+    await served.agent.offer(a_pod("1"), namespace())
     before = open_descriptors()
     flood = [served.connect(hello=None) for _ in range(3 * MAX_SILENT)]  # the backlog is 128
     ztunnel = await served.connected()
@@ -155,7 +155,7 @@ async def test_descriptors_that_a_peer_attaches(served: Served) -> None:
 async def test_peer_of_another_user(tmp_path: Path, namespace: NewNamespace) -> None:
     """A peer whose user id is not allowed is closed before a byte is sent, hello or not."""
     async with serving(tmp_path, peer_uids=frozenset({12345})) as served:
-        await served.book.offer(a_pod("1"), namespace())
+        await served.agent.offer(a_pod("1"), namespace())
         stranger = served.connect()
         await ended(stranger)
         assert stranger.requests == []

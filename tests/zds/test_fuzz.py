@@ -83,7 +83,7 @@ async def meet(
 
             def offer(uid: str) -> None:
                 namespace = held if uid == "1" else other
-                offers.append(asyncio.create_task(served.book.offer(a_pod(uid), namespace)))
+                offers.append(asyncio.create_task(served.agent.offer(a_pod(uid), namespace)))
 
             offer("1")
             stranger = served.connect(hello=hello or None)

@@ -87,9 +87,9 @@ class History:
             await before
         if uid in self.wanted:
             with contextlib.suppress(RefusedError):
-                await self.served.book.offer(a_pod(uid), self.wanted[uid])
+                await self.served.agent.offer(a_pod(uid), self.wanted[uid])
         else:
-            await self.served.book.withdraw(PodUID(uid))
+            await self.served.agent.withdraw(PodUID(uid))
 
 
 async def play(directory: str, steps: list[tuple[Any, ...]], namespaces: list[Netns]) -> None:
@@ -109,12 +109,12 @@ async def play(directory: str, steps: list[tuple[Any, ...]], namespaces: list[Ne
         expected = {uid: namespace.id for uid, namespace in history.wanted.items()}
         assert well_behaved.workloads == expected
         for uid, namespace in history.wanted.items():
-            assert await served.book.offer(a_pod(uid), namespace)
+            assert await served.agent.offer(a_pod(uid), namespace)
         history.served.kept.clear()
         for uid in "abcd":
-            await served.book.withdraw(PodUID(uid))
+            await served.agent.withdraw(PodUID(uid))
         assert well_behaved.workloads == {}
-        assert list(served.book) == []
+        assert list(served.agent.desired) == []
         for ztunnel in served.ztunnels:
             if not ztunnel.ended:
                 assert ztunnel.workloads == {}, "a delete did not reach every ztunnel"

@@ -19,7 +19,7 @@ NewNamespace = Callable[[], Netns]
 async def test_snapshot_has_every_offer(served: Served, namespace: NewNamespace) -> None:
     """A new ztunnel gets an add with its namespace, or a keep, for each pod, then the end."""
     one = namespace()
-    assert not await served.book.offer(a_pod("1"), one)
+    assert not await served.agent.offer(a_pod("1"), one)
     served.kept.add(PodUID("2"))
     ztunnel = await served.connected()
     assert ztunnel.requests == [("add", "1"), ("keep", "2"), ("snapshot_sent", "")]
@@ -31,8 +31,8 @@ async def test_offer_waits_for_the_answer(served: Served, namespace: NewNamespac
     """An offer is True once ztunnel has the pod, and the next one costs no message."""
     ztunnel = await served.connected()
     held = namespace()
-    assert await served.book.offer(a_pod("1"), held)
-    assert await served.book.offer(a_pod("1"), held)
+    assert await served.agent.offer(a_pod("1"), held)
+    assert await served.agent.offer(a_pod("1"), held)
     assert ztunnel.requests[1:] == [("add", "1")]
     assert served.news == []
 
@@ -40,22 +40,22 @@ async def test_offer_waits_for_the_answer(served: Served, namespace: NewNamespac
 async def test_replaced_namespace_is_sent_again(served: Served, namespace: NewNamespace) -> None:
     """L14: the same UID with another namespace is offered anew; nothing of the old one is sent."""
     ztunnel = await served.connected()
-    await served.book.offer(a_pod("1"), namespace())
+    await served.agent.offer(a_pod("1"), namespace())
     newer = namespace()
-    assert await served.book.offer(a_pod("1"), newer)
+    assert await served.agent.offer(a_pod("1"), newer)
     assert ztunnel.workloads == {"1": newer.id}
 
 
 async def test_withdrawal_returns_when_told(served: Served, namespace: NewNamespace) -> None:
     """L13: when withdraw returns, every ztunnel has let go, refused pods included."""
     first = await served.connected()
-    await served.book.offer(a_pod("1"), namespace())
+    await served.agent.offer(a_pod("1"), namespace())
     second = await served.connected()
     second.mood = Mood.REFUSING
     with pytest.raises(RefusedError, match="cannot bind"):
-        await served.book.offer(a_pod("2"), namespace())
+        await served.agent.offer(a_pod("2"), namespace())
     for uid in ("1", "2"):
-        await served.book.withdraw(PodUID(uid))
+        await served.agent.withdraw(PodUID(uid))
     assert first.requests[-1:] == [("del", "1")]
     assert second.requests[-2:] == [("del", "1"), ("del", "2")]
     assert first.workloads == second.workloads == {}
@@ -65,11 +65,11 @@ async def test_add_goes_to_the_newest_only(served: Served, namespace: NewNamespa
     """L11: with two ztunnels, an add goes to the newer; when it goes, the older takes over."""
     older = await served.connected()
     newer = await served.connected()
-    await served.book.offer(a_pod("1"), namespace())
+    await served.agent.offer(a_pod("1"), namespace())
     assert (older.workloads, list(newer.workloads)) == ({}, ["1"])
     newer.close()
     await older.until(lambda: "1" in older.workloads)
-    assert await served.book.offer(a_pod("2"), namespace())
+    assert await served.agent.offer(a_pod("2"), namespace())
     assert list(older.workloads) == ["1", "2"]
 
 
@@ -79,13 +79,13 @@ async def test_older_ztunnel_is_not_given_what_waited(
     """L11: a pod that waited for a stuck ztunnel goes to the newer one only."""
     older = await served.connected()
     older.mood = Mood.SILENT
-    offers = [asyncio.create_task(served.book.offer(a_pod(uid), namespace())) for uid in "12"]
+    offers = [asyncio.create_task(served.agent.offer(a_pod(uid), namespace())) for uid in "12"]
     await older.until(lambda: ("add", "1") in older.requests)
     newer = await served.connected()
     older.mood = Mood.WILLING
     older.answer(OK)
     assert await asyncio.gather(*offers) == [True, True]
-    await served.book.withdraw(PodUID("1"))
+    await served.agent.withdraw(PodUID("1"))
     assert sorted(newer.requests) == [
         ("add", "1"),
         ("add", "2"),
@@ -100,7 +100,7 @@ async def test_disconnects_out_of_order(served: Served, namespace: NewNamespace)
     older = await served.connected()
     newer = await served.connected()
     older.close()
-    assert await served.book.offer(a_pod("1"), namespace())
+    assert await served.agent.offer(a_pod("1"), namespace())
     assert list(newer.workloads) == ["1"]
 
 
@@ -108,15 +108,15 @@ async def test_pod_offered_during_the_snapshot(served: Served, namespace: NewNam
     """A pod that comes in mid-snapshot is told once; one that went is not told of at all."""
     held = namespace()
     for uid in ("1", "2", "3"):
-        await served.book.offer(a_pod(uid), held)
+        await served.agent.offer(a_pod(uid), held)
     ztunnel = served.connect()
     tasks: list[asyncio.Task[object]] = []
 
     def change(kind: str, uid: str) -> None:
         if (kind, uid) == ("add", "1"):
-            tasks.append(asyncio.create_task(served.book.offer(a_pod("4"), held)))
-            tasks.append(asyncio.create_task(served.book.withdraw(PodUID("1"))))
-            tasks.append(asyncio.create_task(served.book.withdraw(PodUID("3"))))
+            tasks.append(asyncio.create_task(served.agent.offer(a_pod("4"), held)))
+            tasks.append(asyncio.create_task(served.agent.withdraw(PodUID("1"))))
+            tasks.append(asyncio.create_task(served.agent.withdraw(PodUID("3"))))
 
     ztunnel.on_request = change
     await ztunnel.up_to_date()
@@ -131,7 +131,7 @@ async def test_pod_that_is_heard_of_during_the_snapshot(
     served: Served, namespace: NewNamespace
 ) -> None:
     """L31: it is in this very snapshot, though nothing is known of its namespace yet."""
-    await served.book.offer(a_pod("1"), namespace())
+    await served.agent.offer(a_pod("1"), namespace())
     ztunnel = served.connect()
     ztunnel.on_request = lambda _kind, _uid: served.kept.add(PodUID("2"))
     await ztunnel.up_to_date()
@@ -142,14 +142,14 @@ async def test_namespace_that_is_taken_back(served: Served, namespace: NewNamesp
     """Of a namespace that is about to be closed nothing is sent; the pod is kept."""
     first = await served.connected()
     held = namespace()
-    await served.book.offer(a_pod("1"), held)
+    await served.agent.offer(a_pod("1"), held)
     served.kept.add(PodUID("1"))
-    served.book.reclaim(PodUID("1"))
+    served.agent.reclaim(PodUID("1"))
     held.close()
     again = await served.connected()
     assert again.requests == [("keep", "1"), ("snapshot_sent", "")]
     again.close()
-    assert await served.book.offer(a_pod("2"), namespace())
+    assert await served.agent.offer(a_pod("2"), namespace())
     assert sorted(first.workloads) == ["1", "2"]
 
 
@@ -159,9 +159,9 @@ async def test_refused_pod_is_offered_again(served: Served, namespace: NewNamesp
     ztunnel.mood = Mood.REFUSING
     held = namespace()
     with pytest.raises(RefusedError):
-        await served.book.offer(a_pod("1"), held)
+        await served.agent.offer(a_pod("1"), held)
     ztunnel.mood = Mood.WILLING
-    assert await served.book.offer(a_pod("1"), held)
+    assert await served.agent.offer(a_pod("1"), held)
     assert not ztunnel.ended
 
 
@@ -171,15 +171,15 @@ async def test_accepted_before_is_accepted_after_the_refuser_left(
     """Where the newest refuses and goes, the older ztunnel's acceptance counts again."""
     await served.connected()
     held = namespace()
-    await served.book.offer(a_pod("1"), held)
+    await served.agent.offer(a_pod("1"), held)
     refusing = served.connect()
     refusing.mood = Mood.REFUSING
     await refusing.up_to_date()
-    waiting = asyncio.create_task(served.book.offer(a_pod("1"), held))
+    waiting = asyncio.create_task(served.agent.offer(a_pod("1"), held))
     with pytest.raises(RefusedError):
         await waiting
     refusing.mood = Mood.SILENT
-    waiting = asyncio.create_task(served.book.offer(a_pod("1"), held))
+    waiting = asyncio.create_task(served.agent.offer(a_pod("1"), held))
     await refusing.until(lambda: refusing.requests.count(("add", "1")) == 3)
     refusing.close()
     assert await waiting
@@ -189,9 +189,9 @@ async def test_acceptance_outlives_ztunnel(served: Served, namespace: NewNamespa
     """A pod that was accepted stays so while ztunnel is away: nothing is reported anew."""
     ztunnel = await served.connected()
     held = namespace()
-    await served.book.offer(a_pod("1"), held)
+    await served.agent.offer(a_pod("1"), held)
     ztunnel.close()
-    assert await served.book.offer(a_pod("1"), held)
+    assert await served.agent.offer(a_pod("1"), held)
     again = await served.connected()
     assert list(again.workloads) == ["1"]
     assert served.news == []
@@ -201,4 +201,4 @@ async def test_request_that_ztunnel_could_not_read(served: Served, namespace: Ne
     """A pod whose add exceeds 1,024 bytes is given up, not sent."""
     pod = Pod(uid=PodUID("1"), name="n" * 253, namespace="x" * 63, service_account="s" * 900)
     with pytest.raises(GiveUpError, match="1024"):
-        await served.book.offer(pod, namespace())
+        await served.agent.offer(pod, namespace())

@@ -208,7 +208,7 @@ async def play(lives: list[list[tuple[Any, ...]]], namespaces: list[Netns]) -> N
         with tempfile.TemporaryDirectory() as directory:
             async with (
                 serving(Path(directory)) as served,
-                bench(world.node, ztunnels=cast("Any", served.book)) as on,
+                bench(world.node, ztunnels=cast("Any", served.agent)) as on,
             ):
                 served.reconciler = on.reconciler
                 life = Life(world, on, served)
