@@ -7,7 +7,7 @@ LONGEST = 5.0
 
 
 class Backoff:
-    """Doubles from 5 ms to 5 s (the project's own contract, enrollment.md), with jitter."""
+    """Doubles from 5 ms to 5 s, with jitter."""
 
     __slots__ = ("_first", "_longest", "_next")
 
