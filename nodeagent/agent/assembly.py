@@ -95,15 +95,14 @@ async def assembled(
             origin = from_folder(require_manifests(settings), verifier)
         else:
             origin = await stack.enter_async_context(from_cluster(settings, api, verifier))
-        ztunnels = ConnectedZtunnels(
-            lambda uid: reconciler.wake(uid),  # noqa: PLW0108 - made below
-            lambda: reconciler.table.kept(),  # noqa: PLW0108 - likewise
-        )
+        policy = _policy(settings)
+        table = Table[Netns](policy)
+        ztunnels = ConnectedZtunnels(table.wake, table.kept)
         redirector = PodRedirector(
             threads,
             RedirectDefaults.from_settings(settings),
             Backends.choose(variant),
-            lambda uid: reconciler.on_drift(uid),  # noqa: PLW0108 - made below
+            table.drifted,
         )
         dependencies = Dependencies(
             netns_finder=origin.netns_finder,
@@ -113,9 +112,8 @@ async def assembled(
             reporter=origin.reporter,
             removal_grace=settings.removal_grace,
         )
-        policy = _policy(settings)
         reconciler = Reconciler(
-            policy, dependencies, tasks, verify_interval=settings.verify_interval
+            table, dependencies, tasks, verify_interval=settings.verify_interval
         )
         yield Assembly(
             threads=threads,

@@ -11,7 +11,6 @@ from typing import Generic
 
 from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.dependencies import Dependencies
-from nodeagent.mesh.eligibility import Policy
 from nodeagent.mesh.held import N
 from nodeagent.mesh.pod import PodUID
 from nodeagent.mesh.progress import State
@@ -25,14 +24,15 @@ class Reconciler(Generic[N]):
 
     def __init__(
         self,
-        policy: Policy,
+        table: Table[N],
         dependencies: Dependencies[N],
         tasks: asyncio.TaskGroup,
         *,
         verify_interval: float,
     ) -> None:
         """Workers run in `tasks`; `verify_interval` is in seconds, see `Worker`."""
-        self.table = Table[N](policy, self._wake_worker)
+        self.table = table
+        table.listen(self)
         self._dependencies = dependencies
         self._tasks = tasks
         self._verify_interval = verify_interval
@@ -61,21 +61,17 @@ class Reconciler(Generic[N]):
                 reporter.report(workload.pod, Redirection.ENABLED)
         return remain
 
-    def wake(self, uid: PodUID) -> None:
-        """Look at the pod now, if there is one with this UID: ztunnel has answered, say."""
-        if (workload := self.table.get(uid)) is not None:
-            self._wake_worker(workload)
-
-    def on_drift(self, uid: PodUID) -> None:
-        """Something was changed in the pod's netns: look soon, and not too often."""
-        if (worker := self._workers.get(uid)) is None:
+    def drifted(self, workload: Workload[N]) -> None:
+        """Have the worker run soon, and not too often."""
+        if (worker := self._workers.get(workload.uid)) is None:
             return
         if delay := worker.drift_delay():
-            asyncio.get_running_loop().call_later(delay, self.wake, uid)
+            asyncio.get_running_loop().call_later(delay, self.table.wake, workload.uid)
         else:
-            self.wake(uid)
+            self.changed(workload)
 
-    def _wake_worker(self, workload: Workload[N]) -> None:
+    def changed(self, workload: Workload[N]) -> None:
+        """Have the worker run now."""
         if self.table.get(workload.uid) is not workload:
             return  # it was forgotten meanwhile
         worker = self._workers.get(workload.uid)

@@ -8,7 +8,7 @@ for which something may have to be done. It does nothing else for a pod.
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Generic
+from typing import Generic, Protocol
 
 from nodeagent.mesh.annotation import PodAnnotation
 from nodeagent.mesh.eligibility import Policy, Wanted, decide
@@ -18,16 +18,27 @@ from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.workload import Workload
 
 
+class Listener(Protocol[N]):
+    """Who is told that there is something to do for a pod."""
+
+    def changed(self, workload: Workload[N]) -> None:
+        """Something that is wanted or known of the pod is new."""
+
+    def drifted(self, workload: Workload[N]) -> None:
+        """Somebody has changed something in the pod's netns."""
+
+
 class Table(Generic[N]):
     """The workloads by UID, and the labels of the Kubernetes namespaces.
 
-    The only writer of what the pod source and the container runtime say of a workload.
+    The only writer of what the pod source and the container runtime say of a workload. All
+    news of pods come through here, so the table is made before whatever has news.
     """
 
-    def __init__(self, policy: Policy, changed: Callable[[Workload[N]], None]) -> None:
-        """`changed` is called for each workload for which something may have to be done."""
+    def __init__(self, policy: Policy) -> None:
+        """Before the first news, somebody has to `listen`."""
         self._policy = policy
-        self._changed = changed
+        self._listener: Listener[N] | None = None
         self._workloads: dict[PodUID, Workload[N]] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._synced = asyncio.Event()
@@ -42,6 +53,20 @@ class Table(Generic[N]):
     def get(self, uid: PodUID) -> Workload[N] | None:
         """The workload of `uid`, if there is one."""
         return self._workloads.get(uid)
+
+    def listen(self, listener: Listener[N]) -> None:
+        """Tell `listener` of each workload for which something may have to be done."""
+        self._listener = listener
+
+    def wake(self, uid: PodUID) -> None:
+        """There is news of the pod elsewhere, if it is in the table: ztunnel has answered, say."""
+        if (workload := self._workloads.get(uid)) is not None:
+            self._changed(workload)
+
+    def drifted(self, uid: PodUID) -> None:
+        """Somebody has changed something in the pod's netns, if the pod is in the table."""
+        if self._listener is not None and (workload := self._workloads.get(uid)) is not None:
+            self._listener.drifted(workload)
 
     def kept(self) -> list[PodUID]:
         """The pods that every ztunnel's snapshot has to name (L31)."""
@@ -147,3 +172,7 @@ class Table(Generic[N]):
             if decision != workload.decision:
                 workload.decision = decision
                 self._changed(workload)
+
+    def _changed(self, workload: Workload[N]) -> None:
+        if self._listener is not None:
+            self._listener.changed(workload)

@@ -267,7 +267,7 @@ async def test_ztunnel_that_comes_back_in_time(tmp_path: Path) -> None:
         adding = asyncio.create_task(runtime.add())
         await runtime.on.until_state("1", State.PENDING)
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.wake(PodUID("1"))
+        runtime.on.table.wake(PodUID("1"))
         assert (await adding).success
 
 
@@ -291,7 +291,7 @@ async def test_acceptance_of_another_sandbox_is_not_enough(tmp_path: Path) -> No
         await runtime.on.until_state("1", State.PENDING)
         assert not adding.done()
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.wake(PodUID("1"))
+        runtime.on.table.wake(PodUID("1"))
         assert (await adding).success
         assert runtime.on.node.ztunnel == {"1": 2}
 
@@ -418,7 +418,7 @@ async def test_add_that_was_cancelled_and_came_again(tmp_path: Path) -> None:
         await until_handed_over(runtime, "c2")
         assert (await runtime.delete(container="c1", netns=1)).success
         runtime.on.node.ztunnel = {}
-        runtime.on.reconciler.wake(PodUID("1"))
+        runtime.on.table.wake(PodUID("1"))
         assert (await second).success
         assert runtime.on.node.ztunnel == {"1": 2}
         assert [held.id for held in runtime.on.node.open] == [2]

@@ -276,7 +276,7 @@ async def bench(
     with contextlib.suppress(asyncio.CancelledError):
         async with asyncio.TaskGroup() as workers:
             reconciler = Reconciler(
-                Policy(), dependencies, workers, verify_interval=verify_interval
+                Table[Held](Policy()), dependencies, workers, verify_interval=verify_interval
             )
             node.table = reconciler.table
             yield Bench(node, reconciler)

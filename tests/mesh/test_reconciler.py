@@ -81,7 +81,7 @@ async def test_leaving_pod_keeps_what_is_open() -> None:
         assert node.did("1") == ["report None", "release"]
         assert (node.rules, node.ztunnel) == ({1}, {U1: 1})
         node.connections = 0
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.until_state("1", State.OUTSIDE)
         assert (node.rules, node.ztunnel, node.open) == (set(), {}, [])
 
@@ -186,7 +186,7 @@ async def test_refusal_does_not_take_enabled_back() -> None:
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.refusing = True
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.until_state("1", State.RETRYING)
         on.node.refusing = False
         await on.until_state("1", State.ENROLLED)
@@ -201,7 +201,7 @@ async def test_late_echo_does_not_take_enabled_back() -> None:
         on.table.pod_seen(a_pod())
         await on.until_state("1", State.PENDING)
         node.ztunnel = {}
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.until_state("1", State.ENROLLED)
         node.refusing = True
         on.table.pod_seen(a_pod(annotations={REDIRECTION: "pending"}))
@@ -264,7 +264,7 @@ async def test_without_ztunnel() -> None:
         await on.settled()
         assert node.did("1") == ["find", "ensure", "offer", "probe", "report pending"]
         node.ztunnel = {}
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.until_state("1", State.ENROLLED)
 
 
@@ -274,7 +274,7 @@ async def test_ztunnel_that_stops_changes_nothing() -> None:
         await enrolled(on)
         on.node.ztunnel = None
         on.node.steps.clear()
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.settled()
         assert on.node.did("1") == ["find", "ensure", "offer", "probe"]
         assert on.row("1").state is State.ENROLLED
@@ -284,11 +284,11 @@ async def test_ztunnel_that_does_not_listen() -> None:
     """L1: an accepted pod on whose ports nobody listens is not called enrolled."""
     async with bench(Node(silent=(15001, 15006))) as on:
         await enrolled(on)
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.until_state("1", State.UNSERVED)
         assert "15001, 15006" in on.row("1").detail
         on.node.silent = ()
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.until_state("1", State.ENROLLED)
 
 
@@ -320,7 +320,7 @@ async def test_rules_of_another_layout_at_the_start() -> None:
         on.table.pod_seen(a_pod(annotations=ENABLED))
         await on.until_state("1", State.PENDING)
         node.ztunnel = {}
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.until_state("1", State.ENROLLED)
         assert node.written == {}
 
@@ -341,11 +341,11 @@ async def test_change_in_the_namespace_is_looked_at() -> None:
         await enrolled(on)
         on.node.rules.clear()
         heard = asyncio.get_running_loop().time()
-        on.reconciler.on_drift(U1)
+        on.table.drifted(U1)
         await eventually(lambda: on.node.rules == {1})
         assert asyncio.get_running_loop().time() - heard < FIRST
         assert on.repairs("1") == 1
-        on.reconciler.on_drift(PodUID("unknown"))
+        on.table.drifted(PodUID("unknown"))
 
 
 async def test_contested_pod_is_reported_now_and_then() -> None:
@@ -354,7 +354,7 @@ async def test_contested_pod_is_reported_now_and_then() -> None:
         await enrolled(on)
         for count in range(1, 12):
             on.node.rules.clear()
-            on.reconciler.wake(U1)
+            on.table.wake(U1)
             await eventually(lambda count=count: on.repairs("1") == count)  # type: ignore[misc]
         reports = [step for step in on.node.did("1") if step.startswith("contested")]
         assert reports == ["contested 5", "contested 10"]
@@ -367,7 +367,7 @@ async def test_changes_without_end_are_looked_at_less_often() -> None:
         on.node.steps.clear()
         for _ in range(200):
             on.node.rules.clear()
-            on.reconciler.on_drift(U1)
+            on.table.drifted(U1)
             await asyncio.sleep(0.001)
         assert on.node.did("1").count("ensure") < 20
         await eventually(lambda: on.node.rules == {1})
@@ -388,7 +388,7 @@ async def test_sandbox_made_again() -> None:
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.namespaces[U1] = 2
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await on.settled()
         assert on.node.ztunnel == {U1: 2}
         assert [held.id for held in on.node.open] == [2]
@@ -770,7 +770,7 @@ async def finish(history: History) -> None:
     for row in on.table:
         if row.sandbox_ended is not None:
             on.table.handed_over(row, replace(SANDBOX, netns=str(node.namespaces[row.uid])))
-        on.reconciler.wake(row.uid)
+        on.table.wake(row.uid)
     await on.settled()
     inside = {uid for uid, labeled in history.pods.items() if labeled or history.ambient}
     assert {row.uid for row in on.table} == set(history.pods)
@@ -815,7 +815,7 @@ async def test_pod_that_slipped_by_is_reported_once() -> None:
         await on.until_state("1", State.ENROLLED)
         assert on.node.did("1").count("unprotected") == 1
         on.node.rules.clear()
-        on.reconciler.wake(U1)
+        on.table.wake(U1)
         await eventually(lambda: on.node.did("1").count("ensure") == 2)
         assert on.node.did("1").count("unprotected") == 1
 
@@ -894,7 +894,7 @@ async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyP
         on.table.sandbox_ended(on.row("1"))
         await on.until_state("1", State.WAITING)
         on.node.namespaces[U1] = 2
-        on.reconciler.wake(U1)  # an echo of our own patch, say
+        on.table.wake(U1)  # an echo of our own patch, say
         await on.until_state("1", State.ENROLLED)
         assert on.node.did("1").count("find") == 2
         assert [held.id for held in on.node.open] == [2]
@@ -945,7 +945,7 @@ async def test_end_of_a_sandbox_is_no_warning() -> None:
         await enrolled(on)
         node.failures["ensure"] = [TransientError("the loopback interface is down")] * 100
         with capture_logs() as logs:
-            on.reconciler.on_drift(U1)
+            on.table.drifted(U1)
             await on.until_state("1", State.RETRYING)
             on.table.sandbox_ended(on.row("1"))
             await on.until_state("1", State.WAITING)

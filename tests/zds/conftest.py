@@ -39,7 +39,7 @@ class Served:
     def _heard(self, uid: PodUID) -> None:
         self.news.append(uid)
         if self.reconciler is not None:
-            self.reconciler.wake(uid)
+            self.reconciler.table.wake(uid)
 
     def _list_kept(self) -> Iterable[PodUID]:
         return self.kept if self.reconciler is None else self.reconciler.table.kept()

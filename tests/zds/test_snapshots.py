@@ -189,7 +189,7 @@ class Life:
         for ztunnel in self.due:
             ztunnel.mood = Mood.WILLING
         for row in self.on.table:
-            self.on.reconciler.wake(row.uid)
+            self.on.table.wake(row.uid)
         last = self.served.ztunnels[-1]
         await eventually(lambda: set(last.workloads) <= self.world.wanted())
 
