@@ -1,13 +1,15 @@
-"""How long to wait before the next try."""
+"""How long to wait before the next try: longer each time, up to a limit."""
 
 import random
 
 FIRST = 0.005
+"""Seconds: what is missing is often there a moment later, as a new sandbox's netns."""
 LONGEST = 5.0
+"""Seconds: a pod that fails again and again is repaired soon after its cause has gone."""
 
 
 class Backoff:
-    """Doubles from 5 ms to 5 s, with jitter."""
+    """Doubles from `first` to `longest`, in seconds, with jitter so that pods do not keep step."""
 
     __slots__ = ("_first", "_longest", "_next")
 
@@ -22,5 +24,5 @@ class Backoff:
         return step * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
 
     def reset(self) -> None:
-        """Start over: the last try succeeded, or what was tried has changed."""
+        """Start again at `first`: the last try succeeded, or something has changed since."""
         self._next = self._first

@@ -1,4 +1,8 @@
-"""Who should be enrolled, and why: the one place where that is decided (L26)."""
+"""Which pods belong in the mesh, and why.
+
+This is the only place where that is decided (L26): for pods that run, for sandboxes that
+are made, and for what `nodeagent status` says.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -12,15 +16,15 @@ from nodeagent.mesh.selector import (
 )
 
 _APP = "app"
-"""The label that tells ztunnel's own pods, as Istio's chart sets it."""
+"""The label by which ztunnel's own pods are recognized, as Istio's chart sets it."""
 
 
 RELEASED = "the agent is being uninstalled"
-"""The reason for which no pod is in the mesh any more."""
+"""The reason of every decision once the agent is being uninstalled."""
 
 
 class Wanted(Enum):
-    """Whether a pod belongs in the mesh. Not knowing is an answer of its own (L16)."""
+    """Whether a pod belongs in the mesh. Unknown is not the same as no (L16)."""
 
     YES = "yes"
     NO = "no"
@@ -29,7 +33,7 @@ class Wanted(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was decided for a pod, with the reason in words."""
+    """Whether a pod is wanted in the mesh, with the reason in words."""
 
     wanted: Wanted
     reason: str
@@ -37,13 +41,13 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The settings that decide."""
+    """The settings by which pods are chosen."""
 
     enablement: EnablementSelectors = DEFAULT_ENABLEMENT
     system_namespace: str = "istio-system"
     excluded_namespaces: frozenset[str] = frozenset({"kube-system"})
     released: bool = False
-    """The agent goes for good, and takes every pod out of the mesh before."""
+    """The agent is being uninstalled: no pod is wanted."""
 
 
 def deciding_labels(enablement: EnablementSelectors) -> frozenset[str]:
@@ -54,9 +58,9 @@ def deciding_labels(enablement: EnablementSelectors) -> frozenset[str]:
 
 
 def decide_by_namespace(name: str, policy: Policy) -> Decision | None:
-    """Decide for every pod of the namespace `name` where its name alone settles it.
+    """Decide for every pod of the namespace `name` if the name alone is enough for that.
 
-    The API server need not be asked for these: nodes start while it is away (L15).
+    For these pods the API server need not be asked: nodes start while it is away (L15).
     """
     if name in policy.excluded_namespaces:
         return Decision(Wanted.NO, f"namespace {name} is excluded")
@@ -98,6 +102,7 @@ def _why_not(selector: LabelSelector, labels: Labels) -> str:
 
 
 def _obstacle(pod: Pod, policy: Policy) -> str | None:
+    """Say why a pod that the labels select is not wanted all the same; None: it is."""
     if pod.host_network:
         return "uses the host's network"
     if SIDECAR_STATUS in pod.annotations:

@@ -1,4 +1,8 @@
-"""What a pod's annotations change about its redirection."""
+"""What a pod's annotations change about its redirection.
+
+Whoever may create a pod writes these annotations. So their values are cut and checked
+before anything is made of them, and a value that makes no sense is ignored with a warning.
+"""
 
 import re
 from dataclasses import dataclass
@@ -14,10 +18,10 @@ from nodeagent.mesh.pod import (
 )
 
 MAX_INTERFACES = 64
-"""More than any VM has; each becomes two rules on every packet's way."""
+"""More than any VM has; each becomes two rules that every packet passes."""
 
-# Narrower than the kernel's dev_valid_name: the text ends in a rule, where nft
-# reads `*` and iptables `+` as a wildcard, and neither can escape a quote.
+# Narrower than the kernel's dev_valid_name: the name becomes part of a rule, in which nft
+# takes `*` and iptables `+` for a wildcard, and neither can escape a quote.
 _INTERFACE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@=-]{1,15}")
 
 
@@ -58,7 +62,7 @@ def pod_overrides(pod: Pod, *, dns_capture: bool) -> tuple[Overrides, tuple[str,
 
 
 def is_interface(name: str) -> bool:
-    """Whether `name` can stand in a rule and mean one interface, and nothing else."""
+    """Whether `name` can be written in a rule, and means exactly one interface there."""
     return _INTERFACE.fullmatch(name) is not None
 
 

@@ -1,4 +1,8 @@
-"""Pods and Kubernetes namespaces as the agent needs them, and nothing more."""
+"""Pods and Kubernetes namespaces, reduced to what the agent uses.
+
+Pod sources drop everything else as soon as they have read it: a node's pods, with all that
+the API server has of them, would take many times the memory.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +17,7 @@ TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """What a pod source knows about one pod. Two values are equal if nothing changed for us."""
+    """What a pod source knows of one pod. Two are equal if nothing has changed that matters."""
 
     uid: PodUID
     name: str
@@ -26,22 +30,22 @@ class Pod:
     host_network: bool = False
     phase: str = "Running"
     deleting: bool = False
-    """It was deleted, but still runs: its shutdown traffic is mesh traffic."""
+    """The pod was deleted, but runs until its containers have ended: it stays in the mesh."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
     @property
     def ended(self) -> bool:
-        """Its containers have ended for good. Deletion alone does not make it so."""
+        """Whether its containers have ended for good. That a pod is deleted does not say so."""
         return self.phase in TERMINAL_PHASES
 
     @property
     def sandbox_uid(self) -> str:
-        """What the runtime and the cgroups call the pod.
+        """The UID by which the runtime and the cgroups know the pod.
 
-        A static pod's UID in the API is that of its mirror; kubelet itself knows
-        the pod by the hash of its manifest.
+        For a static pod that is the hash of its manifest; the UID that the API server has is
+        that of the mirror pod.
         """
         if CONFIG_MIRROR in self.annotations:
             return self.annotations.get(CONFIG_HASH, self.uid)

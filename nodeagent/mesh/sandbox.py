@@ -1,4 +1,4 @@
-"""What the container runtime is making for a pod, as its CNI plugin tells it."""
+"""A pod's sandbox, as the CNI plugin hands it over while the container runtime makes it."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from nodeagent.mesh.pod import IPAddress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """One attachment of a pod's sandbox: known before Kubernetes knows the pod's address.
+    """One attachment of a sandbox to a network, with addresses that Kubernetes learns later.
 
-    A pod can have several in its life, one after the other under the same UID.
+    A pod can have several sandboxes, one after the other, under the same UID.
     """
 
     container_id: str

@@ -1,4 +1,7 @@
-"""Label selectors: the grammar of Kubernetes, and the pairs that enable pods."""
+"""Label selectors as in Kubernetes, and pairs of them that select pods for the mesh.
+
+A pair selects the pods that match its one half in the namespaces that match the other.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -83,7 +86,7 @@ DEFAULT_ENABLEMENT: EnablementSelectors = (
         namespaces=LabelSelector((Requirement(_MODE, "In", ("ambient",)),)),
     ),
 )
-"""What Istio's chart sets where the user sets nothing."""
+"""What Istio's chart sets unless the user sets something else."""
 
 
 def parse_enablement(text: str) -> EnablementSelectors:
