@@ -20,7 +20,7 @@ from tests.cni.container_runtime import (
 )
 from tests.eventually import eventually
 from tests.mesh.node import Held, Node
-from tests.mesh.test_reconciler import AMBIENT, SHOP, a_pod
+from tests.mesh.pods import AMBIENT, SHOP, a_pod
 
 pytestmark = pytest.mark.virtual_time
 
@@ -36,7 +36,7 @@ def known(runtime: Runtime, uid: str = "1", **changes: object) -> None:
 
 async def until_handed_over(runtime: Runtime, container: str = "c1", uid: str = "1") -> None:
     def handed_over() -> bool:
-        sandbox = runtime.on.row(uid).sandbox
+        sandbox = runtime.on.workload(uid).sandbox
         return sandbox is not None and sandbox.container_id == container
 
     await eventually(handed_over)
@@ -51,7 +51,7 @@ async def test_mesh_pod_goes_on_when_it_is_accepted(tmp_path: Path) -> None:
         assert '"address": "10.0.0.1/24"' in reply.text
         node = runtime.on.node
         assert (node.rules, node.ztunnel) == ({1}, {"1": 1})
-        assert runtime.on.row("1").pod.addresses == (IPv4Address("10.0.0.1"),)
+        assert runtime.on.workload("1").pod.addresses == (IPv4Address("10.0.0.1"),)
         assert runtime.api.asked == [], "what the cache knows is not asked for"
 
 
@@ -71,7 +71,7 @@ async def test_pod_outside_the_mesh_goes_on_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path) as runtime:
         known(runtime, labels={})
         assert (await runtime.add()).success
-        assert runtime.on.row("1").sandbox is None
+        assert runtime.on.workload("1").sandbox is None
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ async def test_those_who_need_no_decision_wait_for_none(
         known(runtime, "1", namespace=namespace, name=name, labels={})
         assert (await runtime.add(namespace=namespace, name=name)).success
         assert len(runtime.on.table) == 1
-        assert runtime.on.row("1").sandbox is None
+        assert runtime.on.workload("1").sandbox is None
 
 
 async def test_those_who_need_no_decision_are_protected_by_one(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ async def test_answer_about_a_pod_that_is_older_than_the_news(tmp_path: Path) ->
         known(runtime, labels={})
         runtime.api.may_answer.set()
         assert (await adding).success
-        assert runtime.on.row("1").sandbox is None
+        assert runtime.on.workload("1").sandbox is None
 
 
 async def test_answer_about_a_namespace_that_is_older_than_the_news(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ async def test_answer_about_a_namespace_that_is_older_than_the_news(tmp_path: Pa
         runtime.on.table.namespace_seen(SHOP)
         runtime.api.may_answer.set()
         assert (await adding).success
-        assert runtime.on.row("1").sandbox is None
+        assert runtime.on.workload("1").sandbox is None
 
 
 async def test_pod_of_the_same_name_from_before(tmp_path: Path) -> None:
@@ -316,9 +316,9 @@ async def test_acceptance_from_before_the_rules_went_is_not_enough(
         monkeypatch.setattr(runtime.on.node, "ensure", slowly)
         known(runtime)
         await writing.wait()
-        before = runtime.on.row("1").sandbox
+        before = runtime.on.workload("1").sandbox
         adding = asyncio.create_task(runtime.add())
-        await eventually(lambda: runtime.on.row("1").sandbox is not before)  # once more
+        await eventually(lambda: runtime.on.workload("1").sandbox is not before)  # once more
         assert not (await asyncio.wait([adding], timeout=0.05))[0]
         may_write.set()
         assert (await adding).success
@@ -402,7 +402,7 @@ async def test_second_network_of_a_sandbox(tmp_path: Path) -> None:
         known(runtime)
         assert (await runtime.add()).success
         assert (await runtime.add(ifname="net1", address="10.1.0.1")).success
-        assert runtime.on.row("1").pod.addresses == (IPv4Address("10.0.0.1"),)
+        assert runtime.on.workload("1").pod.addresses == (IPv4Address("10.0.0.1"),)
         assert (await runtime.delete(ifname="net1")).success
         assert runtime.on.node.ztunnel == {"1": 1}
 

@@ -49,7 +49,7 @@ async def test_life_of_a_sandbox(
         if version in WITH_STATUS:
             await runtime.status(chain)
             await runtime.collect(chain, sandbox)
-            assert agent.on.row("1").sandbox is not None
+            assert agent.on.workload("1").sandbox is not None
             await runtime.collect(chain)
             await eventually(lambda: agent.on.node.ztunnel == {})
             assert (await runtime.add(chain, replace(sandbox, container_id="c2")))["ips"]
@@ -74,7 +74,7 @@ async def test_collection_without_a_list(
         # libcni has a DEL for each attachment in its cache: this one has lost it.
         forgetful = replace(runtime, cache=tmp_path / "empty")
         await forgetful.collect_without_list(chain, null=null)
-        assert agent.on.row("1").sandbox is not None
+        assert agent.on.workload("1").sandbox is not None
         agent.gone.add("/run/netns/1")
         await forgetful.collect_without_list(chain, null=null)
         await eventually(lambda: agent.on.node.ztunnel == {})

@@ -15,7 +15,7 @@ from tests.cni.container_runtime import Reply, Runtime, body, connected, serving
 from tests.cni.test_server import TRY_AGAIN, known, until_handed_over
 from tests.eventually import PATIENCE, eventually
 from tests.mesh.node import Node
-from tests.mesh.test_reconciler import SHOP, a_pod
+from tests.mesh.pods import SHOP, a_pod
 
 pytestmark = pytest.mark.virtual_time
 
@@ -54,7 +54,7 @@ async def test_deleted_sandbox_is_let_go_of(
         reply = await deleting
         assert (reply.success, reply.text) == (True, "")
         assert (runtime.on.node.ztunnel, runtime.on.node.open) == ({}, [])
-        assert "taken down" in runtime.on.row("1").detail
+        assert "taken down" in runtime.on.workload("1").detail
 
 
 async def test_delete_of_what_is_gone(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ async def test_delete_of_what_is_gone(tmp_path: Path) -> None:
 
 async def test_delete_by_an_agent_that_was_restarted(tmp_path: Path) -> None:
     """A sandbox whose namespace the agent has found by itself is known by that."""
-    async with serving(tmp_path, Node(namespaces={PodUID("1"): 1})) as runtime:
+    async with serving(tmp_path, Node(netns_ids={PodUID("1"): 1})) as runtime:
         runtime.on.table.namespace_seen(SHOP)
         runtime.on.table.pod_seen(a_pod())
         await runtime.on.until_state("1", State.ENROLLED)
@@ -130,7 +130,7 @@ async def test_delete_while_its_add_looks_for_the_pod(tmp_path: Path) -> None:
         assert (await runtime.delete()).success
         known(runtime)
         assert (await adding).code == TRY_AGAIN
-        assert runtime.on.row("1").sandbox is None
+        assert runtime.on.workload("1").sandbox is None
 
 
 async def test_delete_while_its_add_waits_for_ztunnel(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ async def test_collection_with_a_list_that_is_none(tmp_path: Path, valid: object
     async with serving(tmp_path) as runtime:
         await added(runtime)
         assert (await collect(runtime, valid)).code == 7
-        assert runtime.on.row("1").sandbox is not None
+        assert runtime.on.workload("1").sandbox is not None
 
 
 @pytest.mark.parametrize("config", [{}, {"cni.dev/valid-attachments": None}])
@@ -243,7 +243,7 @@ async def test_collection_leaves_other_networks_alone(tmp_path: Path) -> None:
     async with serving(tmp_path) as runtime:
         await added(runtime)
         assert (await collect(runtime, [], network="other")).success
-        assert runtime.on.row("1").sandbox is not None
+        assert runtime.on.workload("1").sandbox is not None
 
 
 async def test_collection_leaves_what_is_being_added(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ async def test_collection_leaves_what_is_being_added(tmp_path: Path) -> None:
         adding = asyncio.create_task(runtime.add())
         await until_handed_over(runtime)
         assert (await collect(runtime, [])).success
-        assert runtime.on.row("1").sandbox is not None
+        assert runtime.on.workload("1").sandbox is not None
         adding.cancel()
 
 
@@ -390,7 +390,7 @@ async def test_what_istios_plugin_never_sends(tmp_path: Path, request_body: byte
     async with serving(tmp_path) as runtime:
         known(runtime)
         assert not (await runtime.post("/cmdadd", request_body)).success
-        assert runtime.on.row("1").sandbox is None
+        assert runtime.on.workload("1").sandbox is None
         assert runtime.api.asked == []
 
 

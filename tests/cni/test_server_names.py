@@ -18,7 +18,7 @@ from tests.cni.shim_process import configuration, run
 from tests.cni.test_server import known
 from tests.cni.test_server_end import DIFFERS, istio_request
 from tests.eventually import eventually
-from tests.mesh.test_reconciler import a_pod
+from tests.mesh.pods import a_pod
 
 DB = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web"
 OLD, NEW = a_pod("1", addresses=()), a_pod("2", addresses=())
@@ -90,7 +90,7 @@ async def test_row_of_the_predecessor_is_no_answer(
         api_has(runtime, NEW)
         assert await start(runtime, 2) == ""
         assert runtime.on.node.ztunnel == {"2": 2}
-        assert runtime.on.row("1").sandbox is None
+        assert runtime.on.workload("1").sandbox is None
 
 
 async def test_row_that_has_a_sandbox_is_no_answer(tmp_path: Path, start: Start) -> None:
@@ -133,7 +133,7 @@ async def test_api_answers_before_the_watch_tells_of_the_successor(
         known(runtime, "2")
         await runtime.on.settled()
         assert runtime.on.node.ztunnel == {"2": 2}
-        assert runtime.on.row("2").state is State.ENROLLED
+        assert runtime.on.workload("2").state is State.ENROLLED
 
 
 async def test_answer_that_is_older_than_the_predecessors_end(
@@ -158,7 +158,7 @@ async def test_answer_that_is_older_than_the_predecessors_end(
         await withdrawing.wait()
         runtime.api.may_answer.set()
         assert "does not exist any more" in await starting
-        assert runtime.on.row("1").gone
+        assert runtime.on.workload("1").gone
         withdrawn.set()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cni.chains import DEBIAN, VERSIONS, WITH_CHECK, EchoingAgent, attachment_of, chain_of
 from tests.cni.libcni import Libcni
-from tests.zds.model import new_namespace
+from tests.zds.model import new_netns
 
 REAL = VERSIONS[:4]
 """What Debian's plugins speak."""
@@ -39,7 +39,7 @@ async def test_after_a_real_plugin(
     """Behind bridge and host-local, each command passes, and their result is the chain's."""
     runtime = libcni(plugins, DEBIAN)
     chain = chain_of(version, echoing_agent.socket, bridge)
-    with new_namespace() as namespace:
+    with new_netns() as namespace:
         attachment = attachment_of(netns=f"/proc/{os.getpid()}/fd/{namespace.fd}")
         await runtime.validate(chain)
         result = await runtime.add(chain, attachment)

@@ -21,7 +21,7 @@ from tests.eventually import PATIENCE, eventually
 
 @dataclass(eq=False)
 class Held:
-    """One descriptor of a namespace."""
+    """One descriptor of a netns."""
 
     node: "Node"
     id: int
@@ -36,7 +36,7 @@ class Held:
 
 @dataclass(eq=False)
 class Watching:
-    """One watch over a namespace."""
+    """One watch over a netns."""
 
     node: "Node"
 
@@ -57,12 +57,12 @@ class Probed:
     node: "Node"
 
     async def ensure(self, pod: Pod) -> tuple[str, ...]:
-        await self.node._step("probe", pod.uid)
+        await self.node.step("probe", pod.uid)
         self.node.probed.add(pod.uid)
         return ()
 
     async def remove(self, uid: PodUID) -> None:
-        await self.node._step("unprobe", uid)
+        await self.node.step("unprobe", uid)
         self.node.probed.discard(uid)
 
 
@@ -70,7 +70,7 @@ class Probed:
 class Node:
     """Namespaces, rules and a ztunnel; every step is written down in `steps`."""
 
-    namespaces: dict[PodUID, int] = field(default_factory=dict)
+    netns_ids: dict[PodUID, int] = field(default_factory=dict)
     rules: set[int] = field(default_factory=set)
     outdated: set[int] = field(default_factory=set)
     """Of `rules`: as an earlier version made them."""
@@ -101,7 +101,7 @@ class Node:
     failed_for_good: list[str] = field(default_factory=list)
     busy: set[PodUID] = field(default_factory=set)
 
-    async def _step(self, name: str, uid: PodUID) -> None:
+    async def step(self, name: str, uid: PodUID) -> None:
         assert uid not in self.busy, "two parts of one pod's work at the same time"
         self.busy.add(uid)
         await asyncio.sleep(0)
@@ -124,81 +124,81 @@ class Node:
         return [name for name, of in self.steps if of == uid]
 
     async def find(self, pod: Pod, handed_over: str | None, held: Held | None = None) -> Held:
-        await self._step("find", pod.uid)
+        await self.step("find", pod.uid)
         if handed_over is not None:
-            return self._opened(int(os.path.basename(handed_over)), held)
-        if pod.uid not in self.namespaces:
-            raise RetryError("no such namespace")
+            return self.opened(int(os.path.basename(handed_over)), held)
+        if pod.uid not in self.netns_ids:
+            raise RetryError("no such netns")
         if not pod.addresses:
             raise RetryError("holds none of the pod's addresses")
-        return self._opened(self.namespaces[pod.uid], held)
+        return self.opened(self.netns_ids[pod.uid], held)
 
-    def _opened(self, namespace: int, held: Held | None) -> Held:
-        return held if held is not None and held.id == namespace else Held(self, namespace)
+    def opened(self, netns: int, held: Held | None) -> Held:
+        return held if held is not None and held.id == netns else Held(self, netns)
 
-    async def watch(self, namespace: Held, _: PodUID) -> "Watching":
-        assert namespace in self.open
+    async def watch(self, netns: Held, _: PodUID) -> "Watching":
+        assert netns in self.open
         return Watching(self)
 
-    async def ensure(self, namespace: Held, pod: Pod) -> Inspection:
-        assert namespace in self.open
-        await self._step("ensure", pod.uid)
-        stood = namespace.id in self.rules
-        right = stood and namespace.id not in self.outdated
-        self.rules.add(namespace.id)
-        self.outdated.discard(namespace.id)
+    async def ensure(self, netns: Held, pod: Pod) -> Inspection:
+        assert netns in self.open
+        await self.step("ensure", pod.uid)
+        stood = netns.id in self.rules
+        right = stood and netns.id not in self.outdated
+        self.rules.add(netns.id)
+        self.outdated.discard(netns.id)
         return Inspection(() if right else ("rules differed",), self.silent)
 
-    async def is_installed(self, namespace: Held) -> bool:
-        assert namespace in self.open
-        return namespace.id in self.rules
+    async def is_installed(self, netns: Held) -> bool:
+        assert netns in self.open
+        return netns.id in self.rules
 
-    async def inspect(self, namespace: Held, pod: Pod) -> tuple[str, ...]:
-        assert namespace in self.open
-        await self._step("inspect", pod.uid)
-        return () if namespace.id in self.rules else ("rules are missing",)
+    async def inspect(self, netns: Held, pod: Pod) -> tuple[str, ...]:
+        assert netns in self.open
+        await self.step("inspect", pod.uid)
+        return () if netns.id in self.rules else ("rules are missing",)
 
-    async def release(self, namespace: Held, pod: Pod) -> int:
-        assert namespace in self.open
-        await self._step("release", pod.uid)
-        return self.connections if namespace.id in self.rules else 0
+    async def release(self, netns: Held, pod: Pod) -> int:
+        assert netns in self.open
+        await self.step("release", pod.uid)
+        return self.connections if netns.id in self.rules else 0
 
-    async def remove(self, namespace: Held, _pod: Pod) -> bool:
-        assert namespace in self.open
-        stood = namespace.id in self.rules
-        await self._step("remove", PodUID(str(namespace.id)))
-        self.rules.discard(namespace.id)
+    async def remove(self, netns: Held, _pod: Pod) -> bool:
+        assert netns in self.open
+        stood = netns.id in self.rules
+        await self.step("remove", PodUID(str(netns.id)))
+        self.rules.discard(netns.id)
         return stood
 
-    async def offer(self, pod: Pod, namespace: Held) -> bool:
-        assert namespace in self.open
-        await self._step("offer", pod.uid)
+    async def offer(self, pod: Pod, netns: Held) -> bool:
+        assert netns in self.open
+        await self.step("offer", pod.uid)
         if self.ztunnel is None:
             return False
         if self.refusing:
             raise RefusedError("cannot bind")
-        self.ztunnel[pod.uid] = namespace.id
+        self.ztunnel[pod.uid] = netns.id
         return True
 
     def reclaim(self, uid: PodUID) -> None:
         self.steps.append(("reclaim", uid))
 
     async def withdraw(self, uid: PodUID) -> None:
-        await self._step("withdraw", uid)
+        await self.step("withdraw", uid)
         if self.ztunnel is not None:
             self.ztunnel.pop(uid, None)
 
     def report(self, pod: Pod, redirection: Redirection | None) -> None:
         self.steps.append((f"report {redirection.value if redirection else None}", pod.uid))
         assert self.table is not None
-        row = self.table.get(pod.uid)
-        leaves = row is None or row.decision.wanted is Wanted.NO or pod.uid in self.left
+        workload = self.table.get(pod.uid)
+        leaves = workload is None or workload.decision.wanted is Wanted.NO or pod.uid in self.left
         if self.written[pod.uid][-1:] == [Redirection.ENABLED]:
             if redirection is Redirection.PENDING:
                 self.breaches.append(f"{pod.uid}: back from enabled to pending")
             if redirection is None and not leaves:
                 self.breaches.append(f"{pod.uid}: not enabled any more, and wanted")
-        if row is not None and row.decision.wanted is not Wanted.NO:
+        if workload is not None and workload.decision.wanted is not Wanted.NO:
             self.left.discard(pod.uid)
         self.annotations[pod.uid] = redirection
         self.written[pod.uid].append(redirection)
@@ -234,16 +234,16 @@ class Bench:
         self.table = reconciler.table
         self.reconciler = reconciler
 
-    def row(self, uid: str) -> Workload[Held]:
-        row = self.table.get(PodUID(uid))
-        assert row is not None
-        return row
+    def workload(self, uid: str) -> Workload[Held]:
+        workload = self.table.get(PodUID(uid))
+        assert workload is not None
+        return workload
 
     async def until_state(self, uid: str, state: State) -> None:
-        await eventually(lambda: self.row(uid).state is state)
+        await eventually(lambda: self.workload(uid).state is state)
 
     def repairs(self, uid: str) -> object:
-        return self.row(uid).describe()["repairs"]
+        return self.workload(uid).describe()["repairs"]
 
     async def settled(self) -> None:
         """Wait until nothing is due before the next verification."""
@@ -251,8 +251,8 @@ class Bench:
             quiet, before = 0, None
             while quiet < 20:
                 await asyncio.sleep(0.001)
-                now = [(row.uid, row.state, row.progress.attempts) for row in self.table]
-                due = any(row.state is State.RETRYING or row.gone for row in self.table)
+                now = [(each.uid, each.state, each.progress.attempts) for each in self.table]
+                due = any(each.state is State.RETRYING or each.gone for each in self.table)
                 quiet = quiet + 1 if now == before and not due and not self.node.busy else 0
                 before = now
 

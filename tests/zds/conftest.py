@@ -1,4 +1,4 @@
-"""A ZDS server on a real socket, with real namespaces. Needs: the sandbox of tests/sandbox.py."""
+"""A ZDS server on a real socket, with real network namespaces (of tests/sandbox.py)."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.netns.netns import Netns
 from nodeagent.zds.server import ZdsServer
 from nodeagent.zds.ztunnels import ConnectedZtunnels
-from tests.zds.model import ModelZtunnel, new_namespace
+from tests.zds.model import ModelZtunnel, new_netns
 
 ANSWER_TIMEOUT = 0.25
 
@@ -82,11 +82,11 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 
 @pytest.fixture
-def namespace() -> Iterator[Callable[[], Netns]]:
+def make_netns() -> Iterator[Callable[[], Netns]]:
     made: list[Netns] = []
 
     def make() -> Netns:
-        made.append(new_namespace())
+        made.append(new_netns())
         return made[-1]
 
     yield make

@@ -21,7 +21,7 @@ def refusal(text: str) -> bytes:
     return pb.WorkloadResponse(ack=pb.Ack(error=text)).SerializeToString()
 
 
-def new_namespace() -> Netns:
+def new_netns() -> Netns:
     """A network namespace that nobody is in; it lives as long as its descriptor."""
     made: list[Netns] = []
 
@@ -61,7 +61,7 @@ class ModelZtunnel:
         self.snapshot = False
         self.ended = False
         self.breaches: list[str] = []
-        self.stirred = asyncio.Event()
+        self.wakeup = asyncio.Event()
         self.on_request: Callable[[str, str], None] = lambda _kind, _uid: None
         asyncio.get_running_loop().add_reader(self.socket, self._readable)
         if hello is not None:
@@ -72,13 +72,13 @@ class ModelZtunnel:
             asyncio.get_running_loop().remove_reader(self.socket)
             self.socket.close()
         self.ended = True
-        self.stirred.set()
+        self.wakeup.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE):
             while not condition():
-                self.stirred.clear()
-                await self.stirred.wait()
+                self.wakeup.clear()
+                await self.wakeup.wait()
 
     async def snapshot_came(self) -> bool:
         await self.until(lambda: self.snapshot or self.ended)
@@ -105,7 +105,7 @@ class ModelZtunnel:
         finally:
             for fd in descriptors:
                 os.close(fd)
-        self.stirred.set()
+        self.wakeup.set()
 
     def _take(self, request: pb.WorkloadRequest, descriptors: list[int]) -> None:
         kind = request.WhichOneof("payload") or "nothing"

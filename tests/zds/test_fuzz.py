@@ -18,7 +18,7 @@ from nodeagent.zds.codec import PACKET_LIMIT, PacketTooLargeError, ProtocolError
 from tests.eventually import PATIENCE
 from tests.virtual_time import run_virtually
 from tests.zds.conftest import a_pod, serving
-from tests.zds.model import HELLO, OK, ModelZtunnel, Mood, new_namespace
+from tests.zds.model import HELLO, OK, ModelZtunnel, Mood, new_netns
 
 ANSWERS = st.builds(
     lambda error: pb.WorkloadResponse(ack=pb.Ack(error=error)).SerializeToString(),
@@ -77,13 +77,13 @@ async def meet(
 ) -> None:
     faults: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
-    with new_namespace() as held, new_namespace() as other:
+    with new_netns() as held, new_netns() as other:
         async with serving(directory) as served:
             offers: list[asyncio.Task[Any]] = []
 
             def offer(uid: str) -> None:
-                namespace = held if uid == "1" else other
-                offers.append(asyncio.create_task(served.agent.offer(a_pod(uid), namespace)))
+                netns = held if uid == "1" else other
+                offers.append(asyncio.create_task(served.agent.offer(a_pod(uid), netns)))
 
             offer("1")
             stranger = served.connect(hello=hello or None)

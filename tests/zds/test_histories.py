@@ -18,7 +18,7 @@ from nodeagent.netns.netns import Netns
 from tests.eventually import PATIENCE
 from tests.virtual_time import run_virtually
 from tests.zds.conftest import Served, a_pod, serving
-from tests.zds.model import ModelZtunnel, Mood, new_namespace
+from tests.zds.model import ModelZtunnel, Mood, new_netns
 
 pytestmark = pytest.mark.virtual_time
 
@@ -35,24 +35,24 @@ STEPS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def namespaces() -> Iterator[list[Netns]]:
-    made = [new_namespace() for _ in range(3)]
+def netns() -> Iterator[list[Netns]]:
+    made = [new_netns() for _ in range(3)]
     yield made
-    for namespace in made:
-        namespace.close()
+    for one in made:
+        one.close()
 
 
 class History:
     """Does the steps as the heart would: one worker per pod, the newest wish wins."""
 
-    def __init__(self, served: Served, namespaces: list[Netns]) -> None:
+    def __init__(self, served: Served, netns: list[Netns]) -> None:
         self.served = served
-        self.namespaces = namespaces
+        self.netns = netns
         self.wanted: dict[str, Netns] = {}
         self.work: dict[str, asyncio.Task[None]] = {}
 
     def offer(self, uid: str, n: int) -> None:
-        self.wanted[uid] = self.namespaces[n]
+        self.wanted[uid] = self.netns[n]
         self._start(uid)
 
     def keep(self, uid: str) -> None:
@@ -92,9 +92,9 @@ class History:
             await self.served.agent.withdraw(PodUID(uid))
 
 
-async def play(directory: str, steps: list[tuple[Any, ...]], namespaces: list[Netns]) -> None:
+async def play(directory: str, steps: list[tuple[Any, ...]], netns: list[Netns]) -> None:
     async with serving(Path(directory)) as served:
-        history = History(served, namespaces)
+        history = History(served, netns)
         for kind, *arguments in steps:
             if kind == "turn":
                 for _ in range(*arguments):
@@ -106,10 +106,10 @@ async def play(directory: str, steps: list[tuple[Any, ...]], namespaces: list[Ne
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*history.work.values())
         well_behaved = await served.connected()
-        expected = {uid: namespace.id for uid, namespace in history.wanted.items()}
+        expected = {uid: wanted.id for uid, wanted in history.wanted.items()}
         assert well_behaved.workloads == expected
-        for uid, namespace in history.wanted.items():
-            assert await served.agent.offer(a_pod(uid), namespace)
+        for uid, wanted in history.wanted.items():
+            assert await served.agent.offer(a_pod(uid), wanted)
         history.served.kept.clear()
         for uid in "abcd":
             await served.agent.withdraw(PodUID(uid))
@@ -122,9 +122,9 @@ async def play(directory: str, steps: list[tuple[Any, ...]], namespaces: list[Ne
 
 @settings(max_examples=120, deadline=None)
 @given(steps=st.lists(STEPS, max_size=25))
-def test_any_history(steps: list[tuple[Any, ...]], namespaces: list[Netns]) -> None:
+def test_any_history(steps: list[tuple[Any, ...]], netns: list[Netns]) -> None:
     """L11, L12, L13, L14: whatever comes in whatever order, nothing is lost, leaked or stuck."""
     before = sorted(os.listdir("/proc/self/fd"))
     with tempfile.TemporaryDirectory() as directory:
-        run_virtually(play(directory, steps, namespaces))
+        run_virtually(play(directory, steps, netns))
     assert sorted(os.listdir("/proc/self/fd")) == before

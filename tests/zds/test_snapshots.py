@@ -18,10 +18,10 @@ from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.netns.netns import Netns
 from tests.eventually import eventually
 from tests.mesh.node import Bench, Held, Node, bench
-from tests.mesh.test_reconciler import AMBIENT, a_pod
+from tests.mesh.pods import AMBIENT, a_pod
 from tests.virtual_time import run_virtually
 from tests.zds.conftest import Served, serving
-from tests.zds.model import ModelZtunnel, Mood, new_namespace
+from tests.zds.model import ModelZtunnel, Mood, new_netns
 
 pytestmark = pytest.mark.virtual_time
 
@@ -46,35 +46,35 @@ STEPS = st.one_of(
 
 @dataclass(eq=False)
 class Lent(Held):
-    """A namespace that the book can lend, for as long as it is open."""
+    """A netns that can be sent to ztunnel, for as long as it is open."""
 
-    namespaces: list[Netns] = field(default_factory=list)
+    netns: list[Netns] = field(default_factory=list)
 
     @property
     def fd(self) -> int:
         if self not in self.node.open:
             self.node.breaches.append(f"{self.id} is sent, and closed")
-        return self.namespaces[self.id].fd
+        return self.netns[self.id].fd
 
 
 @dataclass
 class LendingNode(Node):
-    """A node whose namespaces are real."""
+    """A node whose network namespaces are real."""
 
     lent: list[Netns] = field(default_factory=list)
 
-    def _opened(self, namespace: int, held: Held | None) -> Held:
-        if held is not None and held.id == namespace:
+    def opened(self, netns: int, held: Held | None) -> Held:
+        if held is not None and held.id == netns:
             return held
-        return Lent(self, namespace, self.lent)
+        return Lent(self, netns, self.lent)
 
 
 @pytest.fixture(scope="module")
-def namespaces() -> Iterator[list[Netns]]:
-    made = [new_namespace() for _ in range(8)]
+def netns() -> Iterator[list[Netns]]:
+    made = [new_netns() for _ in range(8)]
     yield made
-    for namespace in made:
-        namespace.close()
+    for one in made:
+        one.close()
 
 
 class World:
@@ -110,7 +110,7 @@ class Life:
 
     def see(self, uid: str, labeled: bool, addressed: bool) -> None:
         self.world.pods[uid] = labeled
-        self.world.node.namespaces.setdefault(PodUID(uid), int(uid))
+        self.world.node.netns_ids.setdefault(PodUID(uid), int(uid))
         changes: dict[str, Any] = {} if addressed else {"addresses": ()}
         if value := self.world.node.annotations.get(PodUID(uid)):
             changes["annotations"] = {REDIRECTION: value.value}
@@ -130,21 +130,21 @@ class Life:
 
     def sandbox(self, uid: str) -> None:
         """The runtime makes the pod's sandbox anew, and the plugin hands it over."""
-        if (row := self.on.table.get(PodUID(uid))) is None:
+        if (workload := self.on.table.get(PodUID(uid))) is None:
             return
-        number = self.world.node.namespaces[PodUID(uid)] = int(uid) + 4
+        number = self.world.node.netns_ids[PodUID(uid)] = int(uid) + 4
         sandbox = Sandbox(
             container_id=f"c{number}",
             netns=f"/run/{number}",
-            addresses=row.seen.addresses,
+            addresses=workload.seen.addresses,
             network="pods",
             interface="eth0",
         )
-        self.on.table.handed_over(row, sandbox)
+        self.on.table.handed_over(workload, sandbox)
 
     def ended(self, uid: str) -> None:
-        if (row := self.on.table.get(PodUID(uid))) is not None:
-            self.on.table.sandbox_ended(row)
+        if (workload := self.on.table.get(PodUID(uid))) is not None:
+            self.on.table.sandbox_ended(workload)
 
     def fail(self, step: str, how: str) -> None:
         faults: dict[str, Exception | asyncio.Event] = {
@@ -188,8 +188,8 @@ class Life:
         self.go_on()
         for ztunnel in self.due:
             ztunnel.mood = Mood.WILLING
-        for row in self.on.table:
-            self.on.table.wake(row.uid)
+        for workload in self.on.table:
+            self.on.table.wake(workload.uid)
         last = self.served.ztunnels[-1]
         await eventually(lambda: set(last.workloads) <= self.world.wanted())
 
@@ -202,8 +202,8 @@ class Life:
             assert ztunnel.ended or ztunnel.workloads == {}
 
 
-async def play(lives: list[list[tuple[Any, ...]]], namespaces: list[Netns]) -> None:
-    world = World(LendingNode(lent=namespaces))
+async def play(lives: list[list[tuple[Any, ...]]], netns: list[Netns]) -> None:
+    world = World(LendingNode(lent=netns))
     for number, steps in enumerate(lives or [[]], 1):
         with tempfile.TemporaryDirectory() as directory:
             async with (
@@ -229,8 +229,8 @@ async def play(lives: list[list[tuple[Any, ...]]], namespaces: list[Netns]) -> N
 @settings(deadline=None)
 @given(lives=st.lists(st.lists(STEPS, max_size=15), max_size=3))
 def test_no_wanted_pod_is_ever_missing(
-    lives: list[list[tuple[Any, ...]]], namespaces: list[Netns]
+    lives: list[list[tuple[Any, ...]]], netns: list[Netns]
 ) -> None:
     """L31: with faults and hanging looks at any step, sandboxes replaced, and agents restarted."""
     with capture_logs():  # tracebacks take longer to render than ztunnel waits
-        run_virtually(play(lives, namespaces))
+        run_virtually(play(lives, netns))
