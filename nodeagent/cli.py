@@ -13,6 +13,7 @@ from itertools import groupby
 
 from nodeagent import __version__, config, log
 from nodeagent.commands.errors import CommandError
+from nodeagent.lean_imports import no_certificate_authorities
 from nodeagent.mesh.errors import RetryError
 
 _EXAMPLES = """\
@@ -38,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = config.load(flags, os.environ)
         log.configure(settings.log_level, settings.log_format)
-        status: int = importlib.import_module(options.module).main(options, settings)
+        # aiohttp, as it is imported, makes a TLS context for clients that bring none: 2.4 MiB
+        # and 55 ms for the machine's certificate authorities. The agent always brings its own.
+        with no_certificate_authorities():
+            command = importlib.import_module(options.module)
+        status: int = command.main(options, settings)
     except config.SettingError as error:
         return _failed(str(error), status=_WRONG_USE)
     except (CommandError, RetryError) as error:
