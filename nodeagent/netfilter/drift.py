@@ -1,4 +1,10 @@
-"""Hearing from the kernel at once when rules, policy rules or routes are changed."""
+"""Hearing from the kernel at once when rules, policy rules or routes are changed.
+
+The kernel announces every change of nftables (iptables-nft's included), of policy rules and
+of routes to netlink sockets that have subscribed. A `DriftWatch` calls back at the first
+announcement; what has changed is then found out by reading, not by decoding announcements.
+iptables-legacy and ipset announce nothing.
+"""
 
 import asyncio
 import contextlib
@@ -12,27 +18,31 @@ from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER, NFNLGRP_NFTABLES
 _NFTABLES = 1 << (NFNLGRP_NFTABLES - 1)
 _ROUTES_AND_RULES = 1 << (7 - 1) | 1 << (8 - 1) | 1 << (11 - 1) | 1 << (19 - 1)
 _RECEIVE_BUFFER = 8 * 1024
-"""Bytes; what overflows is no loss: that something changed is all that is asked."""
+"""Bytes; announcements that do not fit are no loss, one is enough."""
 _DRAINED_AT_ONCE = 64
-"""More than the buffer holds: a pod that never stops must not keep the event loop."""
+"""Announcements that are thrown away before listening begins again.
+
+More than the buffer holds; bounded, so that a pod that makes changes without end does not keep
+the event loop.
+"""
 
 
 class DriftWatch:
-    """Netlink sockets in one network namespace. Whoever makes it owns it until `close`.
+    """Netlink sockets in one netns. Whoever makes the watch owns it until `close`.
 
-    It calls once and then keeps silent until it is armed again: a pod that rewrites
-    its rules in a loop costs one look at a time, not one for each change.
+    A watch calls once and then keeps silent until it is armed again: a pod that rewrites
+    its rules in a loop costs one inspection at a time, not one for each change.
     """
 
-    def __init__(self, sockets: tuple[socket.socket, ...], changed: Callable[[], None]) -> None:
-        """Take over `sockets`; `changed` is called from the event loop."""
+    def __init__(self, sockets: tuple[socket.socket, ...], on_drift: Callable[[], None]) -> None:
+        """Take over `sockets`; `on_drift` is called from the event loop."""
         self._sockets = sockets
-        self._changed = changed
+        self._on_drift = on_drift
         self._loop = asyncio.get_running_loop()
         self._armed = False
 
     def arm(self) -> None:
-        """Forget what was heard so far, and call for what comes from now on."""
+        """Forget the changes so far, and call back at the next one."""
         for one in self._sockets:
             _drain(one)
             if not self._armed:
@@ -47,7 +57,7 @@ class DriftWatch:
 
     def _heard(self) -> None:
         self._disarm()
-        self._changed()
+        self._on_drift()
 
     def _disarm(self) -> None:
         if self._armed:
@@ -57,7 +67,7 @@ class DriftWatch:
 
 
 def open_sockets() -> tuple[socket.socket, ...]:
-    """Subscribe to changes of rules and routes in the calling thread's network namespace.
+    """Subscribe to changes of rules and routes in the calling thread's netns.
 
     Raises ``OSError``.
     """
@@ -67,7 +77,7 @@ def open_sockets() -> tuple[socket.socket, ...]:
 
 
 def open_rule_sockets() -> tuple[socket.socket, ...]:
-    """Subscribe to changes of nftables' rules and sets only. Raises ``OSError``."""
+    """Subscribe there to changes of nftables' rules and sets only. Raises ``OSError``."""
     return _all_subscribed((NETLINK_NETFILTER, _NFTABLES))
 
 

@@ -1,4 +1,8 @@
-"""The kernel's count of nftables transactions: while it stands still, so do all rules."""
+"""The kernel's count of nftables transactions in a netns.
+
+As long as the count is the same, so are all rules and sets of nftables and iptables-nft
+there: what was read before need not be read again. iptables-legacy's changes do not count.
+"""
 
 from nodeagent.linux.netlink import Netlink, attributes
 from nodeagent.netfilter.errors import RulesError, wrap_oserror
@@ -14,9 +18,9 @@ _GENERATION_ID = 1  # NFTA_GEN_ID
 
 
 def generation(netlink: Netlink) -> int:
-    """Ask the namespace that `netlink` was opened in, for 0.01 ms.
+    """Return the count of the netns that `netlink` was opened in; it costs 0.01 ms.
 
-    It grows with each transaction, whoever makes it, and with nothing else. Raises
+    The count grows with each transaction, whoever makes it, and with nothing else. Raises
     `RulesError`.
     """
     with wrap_oserror("ask for the generation of the rules"):
@@ -28,7 +32,7 @@ def generation(netlink: Netlink) -> int:
 
 
 def own_generation() -> int:
-    """Ask the calling thread's namespace. Raises `RulesError`."""
+    """Return the count of the calling thread's netns. Raises `RulesError`."""
     with wrap_oserror("open a netfilter socket"):
         netlink = Netlink(NETLINK_NETFILTER)
     with netlink:

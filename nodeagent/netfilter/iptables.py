@@ -17,7 +17,7 @@ from nodeagent.netfilter.rule import (
 )
 
 FIRST = (1,)
-"""The one position at which our jump should stand."""
+"""The positions that `Chain.jumps` should have: one jump, as the first rule of its hook."""
 
 
 def render_rule(rule: Rule) -> str:

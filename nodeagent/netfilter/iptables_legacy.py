@@ -1,7 +1,9 @@
-"""iptables-legacy's chains as the kernel has them, without a program and its raw socket.
+"""Reading iptables-legacy's chains with ``getsockopt``, without running a program.
 
-The kernel hands out a table only as a whole: 20 ms for 20,000 rules, 0.05 for the usual
-ones, where ``iptables-legacy-save`` takes 45 and 4. And it needs CAP_NET_ADMIN alone. The
+The kernel hands out a table only as a whole, as a block of entries: 20 ms for 20,000 rules,
+0.05 for the usual ones, where ``iptables-legacy-save`` takes 45 and 4. Reading needs
+CAP_NET_ADMIN alone, where the program needs CAP_NET_RAW as well. A question about a table
+that is not there would make the table, so `table_names` is asked first. The
 layouts are in linux/netfilter/x_tables.h, linux/netfilter_ipv4/ip_tables.h and its twin
 for IPv6.
 """
@@ -10,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from nodeagent.linux import syscalls as kernel
@@ -22,19 +24,19 @@ _NAMES = {
     Family.V4: "/proc/thread-self/net/ip_tables_names",
     Family.V6: "/proc/thread-self/net/ip6_tables_names",
 }
-"""The tables that were made in the thread's own network namespace: to ask is to make none (L7)."""
+"""They list the tables that were made in the thread's own netns; reading makes none (L7)."""
 
 _GET_INFO, _GET_ENTRIES = 64, 65  # IPT_SO_GET_INFO and IPT_SO_GET_ENTRIES, IP6T_… alike
 _INFO = struct.Struct("=32sI5I5III")  # name, valid hooks, entries, underflows, number, size
 _HOOKS = {Hook.PREROUTING: 0, Hook.OUTPUT: 3, Hook.POSTROUTING: 4}  # NF_INET_…
 _ENTRIES = struct.Struct("=32sI4x")  # name, size; then the entries
 _ATTEMPTS = 10
-"""The table may change between the two questions."""
+"""To read a table: its size is asked for first, and may change before the entries are."""
 
-_TARGET_SIZE = 32  # size, name, revision; then what the target is about
-_VERDICT = struct.Struct("=i")  # of the target without a name
+_TARGET_SIZE = 32  # bytes: size, name, revision; then the target's own data
+_VERDICT = struct.Struct("=i")  # the data of the target without a name
 _HEAD = b"ERROR\0"
-"""The target of a chain's head; the chain's name follows."""
+"""The target of a chain's first entry; its data is the chain's name."""
 _NUMBERS = struct.Struct("=HH")
 
 
@@ -45,11 +47,11 @@ class _Layout:
     level: int
     family: socket.AddressFamily
     conditions: int
-    """Where the conditions on addresses, interfaces and protocol end."""
+    """Where the conditions on addresses, interfaces and protocol end, which are first."""
     offsets: struct.Struct
-    """After what precedes them: where the target is, and where the next entry."""
+    """Offset of the target, and of the next entry, behind the conditions."""
     size: int
-    """Of an entry without matches and target."""
+    """Of an entry without matches (``-m``) and target."""
 
 
 _LAYOUTS = {
@@ -59,7 +61,7 @@ _LAYOUTS = {
 
 
 def table_names(family: Family) -> frozenset[str]:
-    """The tables that stand in the calling thread's namespace. Raises `RulesError`."""
+    """Return the tables that are in the calling thread's netns. Raises `RulesError`."""
     path = _NAMES[family]
     try:
         with wrap_oserror("look for iptables' tables"), open(path, encoding="ascii") as names:
@@ -68,7 +70,7 @@ def table_names(family: Family) -> frozenset[str]:
         if isinstance(error.__cause__, FileNotFoundError):  # a kernel without iptables-legacy
             return frozenset()
         if isinstance(error.__cause__, PermissionError):
-            # The file belongs to the user namespace of the network namespace, with mode 0440.
+            # The file belongs to the user namespace of the netns, with mode 0440.
             raise RulesError(
                 f"cannot read {path} of a pod in a user namespace of its own (hostUsers: false):"
                 " CAP_DAC_READ_SEARCH is missing"
@@ -77,15 +79,15 @@ def table_names(family: Family) -> frozenset[str]:
 
 
 def legacy_in_use(*families: Family) -> bool:
-    """Whether iptables-legacy has tables there, in any of `families`. Raises `RulesError`."""
+    """Whether iptables-legacy has tables there in any of `families`. Raises `RulesError`."""
     return any(map(table_names, families))
 
 
-def read_chains(family: Family, table: str, names: dict[Hook, str]) -> dict[Hook, Chain[bytes]]:
-    """Read the chains `names` of `table`, which stands, each called from its hook's own chain.
+def read_chains(family: Family, table: str, names: Mapping[Hook, str]) -> dict[Hook, Chain[bytes]]:
+    """Read the chains `names` of `table`, which must be there (see `table_names`).
 
-    A chain that is empty, and there only because somebody else's rule leads to it, is left
-    out. Raises `RulesError`.
+    Each is called from the built-in chain of its hook. A chain that is empty, and there only
+    because somebody else's rule leads to it, is left out. Raises `RulesError`.
     """
     layout = _LAYOUTS[family]
     with wrap_oserror(f"read iptables-legacy's table {table}"):
@@ -96,7 +98,7 @@ def read_chains(family: Family, table: str, names: dict[Hook, str]) -> dict[Hook
 
 
 def parse(
-    family: Family, entries: bytes, places: "Places", names: dict[Hook, str]
+    family: Family, entries: bytes, places: "Places", names: Mapping[Hook, str]
 ) -> dict[Hook, Chain[bytes]]:
     """Find the chains `names` in a table as the kernel hands it out. Raises `RulesError`."""
     try:
@@ -106,7 +108,7 @@ def parse(
 
 
 Places = dict[Hook, tuple[int, int]]
-"""Where the built-in chains begin, and where each one's policy stands."""
+"""For each built-in chain the offsets of its first entry and of its policy."""
 
 
 def _get(layout: _Layout, table: str) -> tuple[Places, bytes]:
@@ -127,7 +129,7 @@ def _get(layout: _Layout, table: str) -> tuple[Places, bytes]:
 
 
 def _chains(
-    layout: _Layout, data: bytes, places: Places, names: dict[Hook, str]
+    layout: _Layout, data: bytes, places: Places, names: Mapping[Hook, str]
 ) -> Iterator[tuple[Hook, Chain[bytes]]]:
     offsets, heads, jumps = _walk(layout, data)
     ends = dict(zip(heads, [*list(heads)[1:], len(data)], strict=True))
@@ -141,19 +143,20 @@ def _chains(
         called = [offset for offset in offsets if begin <= offset < policy]
         leading = jumps.get(inside[0], [])
         plain = {at for at in leading if _is_plain(layout, data, at)}
-        standing = Chain(
+        chain = Chain(
             rules=tuple(_comparable(layout, data, offset) for offset in inside[:-1]),
             jumps=tuple(at for at, offset in enumerate(called, 1) if offset in plain),
         )
-        held = len(leading) > len(standing.jumps)
-        if standing.rules or standing.jumps or not held:
-            yield hook, replace(standing, held=held)
+        held = len(leading) > len(chain.jumps)
+        if chain.rules or chain.jumps or not held:
+            yield hook, replace(chain, held=held)
 
 
 def _walk(layout: _Layout, data: bytes) -> tuple[list[int], dict[int, str], dict[int, list[int]]]:
-    """All entries; those that are heads of chains; and from where each chain is jumped to.
+    """Return the offsets of all entries, the names of chains, and the jumps to each chain.
 
-    Small steps: a pod may have ten thousands of rules.
+    Names are by the offset of the chain's head, jumps by the offset of its first rule. One
+    pass without objects per entry: a pod may have ten thousands of rules.
     """
     offsets: list[int] = []
     heads: dict[int, str] = {}
@@ -183,7 +186,7 @@ def _is_plain(layout: _Layout, data: bytes, offset: int) -> bool:
 
 
 def _comparable(layout: _Layout, data: bytes, offset: int) -> bytes:
-    """Leave out an entry's counters, what the kernel notes for itself, and where it stands."""
+    """Return an entry without counters, the kernel's own notes and its position."""
     target, size = layout.offsets.unpack_from(data, offset)
     value = offset + target + _TARGET_SIZE
     about = data[value : offset + size]

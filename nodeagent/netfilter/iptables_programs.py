@@ -1,7 +1,8 @@
-"""The iptables programs: saving and restoring in the calling thread's network namespace.
+"""Running the iptables programs in the calling thread's netns.
 
-A child process is made in its parent thread's namespaces, whatever the other
-threads' are.
+A child process starts in the netns of the thread that starts it, whatever the netns of the
+other threads is. The programs are needed to write; reading is done without them where it
+can be, see `iptables_tables`.
 """
 
 import os
@@ -28,7 +29,7 @@ _LINE = re.compile(r"\bline:? (\d+)")
 
 
 class Variant(StrEnum):
-    """Which of the kernel's two interfaces the programs use."""
+    """Which of the kernel's two interfaces for iptables rules the programs use."""
 
     NFT = "nft"
     LEGACY = "legacy"
@@ -37,27 +38,27 @@ class Variant(StrEnum):
 def save(variant: Variant, family: Family) -> str:
     """Return the listing of all tables that are there. Raises `RulesError`.
 
-    With `Variant.LEGACY` only after the kernel was seen to have such tables: on some
-    kernels and versions a mere look makes them (L7).
+    Call it with `Variant.LEGACY` only after `iptables_legacy.table_names` has shown tables:
+    with some kernels and versions of the program, listing makes them (L7).
     """
     return _run(f"{_PROGRAMS[family]}-{variant}-save", (), "")
 
 
 def list_chain(variant: Variant, family: Family, table: str, chain: str) -> str:
-    """Return the listing of one chain, which stands, as ``-S`` prints it.
+    """Return the listing of one chain, which must be there, as ``-S`` prints it.
 
-    With `Variant.NFT` it costs nothing what others have beside it. Raises `RulesError`.
+    With `Variant.NFT` the cost does not grow with others' rules. Raises `RulesError`.
     """
     return _run(f"{_PROGRAMS[family]}-{variant}", ("-t", table, "-S", chain), "")
 
 
 def restore(variant: Variant, family: Family, text: str) -> None:
-    """Apply `text`, one transaction for each of its tables.
+    """Apply `text`, in the language of ``iptables-restore``, without flushing what is there.
 
-    Raises `RulesError`; a table that was refused is as it was then, and so are
-    those after it.
+    Each table of the text is a transaction. Raises `RulesError`: then the table that was
+    refused and those after it in the text are unchanged, and those before it are written.
     """
-    # Only legacy has the lock; the other takes the option and ignores it.
+    # -w is the wait for the lock. Only legacy has a lock; the nft variant ignores the option.
     options = ("--noflush", "-w", str(_LOCK_DEADLINE))
     _run(f"{_PROGRAMS[family]}-{variant}-restore", options, text)
 

@@ -1,4 +1,9 @@
-"""What ``iptables-save`` prints, taken apart: statements, tables, and the chains of ours."""
+"""The parser of what ``iptables-save`` and ``iptables -S`` print.
+
+A listing is split into statements, statements are sorted by table, and of the chains with
+given names the rules and the jumps to them are found. Comments in a listing can be written
+by a pod's owner and can have line breaks and quotes in them.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,20 +18,20 @@ R_co = TypeVar("R_co", str, bytes, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Chain(Generic[R_co]):
-    """One of our chains as it stands."""
+    """A chain of given name, as it is installed."""
 
     rules: tuple[R_co, ...]
-    """As the program that listed them writes them, or as the kernel has them; without counters."""
+    """Text of a listing, or bytes of the kernel; without counters."""
     jumps: tuple[int, ...]
-    """Where the hook's own chain leads here without a condition, counted from 1."""
+    """Positions, counted from 1, of the hook's rules that lead here without a condition."""
     held: bool = False
-    """Somebody else's rule leads here too; the kernel keeps the chain as long as it does."""
+    """Somebody else's rule leads here too: the kernel refuses to delete the chain then."""
 
 
 def find_chains(listing: str, hooks: Mapping[str, str]) -> dict[str, dict[str, Chain[str]]]:
-    """Find the chains of ours in a listing: by table, then by the chain's name.
+    """Find chains in a listing: by table, then by the chain's name.
 
-    `hooks` has the name of each chain of ours by the built-in chain that leads to it. A
+    `hooks` has the name of each chain by the built-in chain that should lead to it. A
     chain that is empty, and there only because somebody else's rule leads to it, is left out.
     """
     return {
@@ -58,7 +63,7 @@ def statements(listing: str) -> Iterator[str]:
 
 
 def _tables(listing: str) -> dict[str, list[str]]:
-    """The statements of each table."""
+    """Return the statements of each table."""
     tables: dict[str, list[str]] = {}
     current: list[str] = []
     for statement in statements(listing):

@@ -1,4 +1,8 @@
-"""Which variant of iptables this node uses, found out once and remembered (L7)."""
+"""Which variant of iptables this node uses (L7).
+
+The agent writes its rules in the variant that the host's own rules are written in. What was
+found is remembered in a file, so that a later start of the agent does not choose another.
+"""
 
 import os
 
@@ -18,8 +22,8 @@ _FILE = "iptables-variant"
 def find_variant(forced: Variant | None, directory: str) -> Variant:
     """Return `forced`; else what `directory` remembers; else what the host's rules are written in.
 
-    The last is remembered there. Works in the network namespace of the thread that
-    calls it, which has to be the host's. Raises `RulesError` where the host's rules
+    The last is remembered there. Looks at the calling thread's netns, which has to be the
+    host's. Raises `RulesError` where the host's rules
     cannot be listed, and ``OSError`` where nothing can be remembered.
     """
     if forced is not None:
@@ -34,11 +38,11 @@ def find_variant(forced: Variant | None, directory: str) -> Variant:
 
 
 def host_uses_legacy() -> bool:
-    """Whether others have legacy rules in the calling thread's namespace: kube-proxy, the CNI.
+    """Whether others, kube-proxy or the CNI, have legacy rules in the calling thread's netns.
 
-    A table alone says nothing: somebody's look has made it. Our own rules say nothing
-    either, or a choice would confirm itself. IPv6's rules are no reason to stop where they
-    cannot be listed. Raises `RulesError`.
+    An empty table says nothing: listing can make one. Our own rules say nothing either, or
+    a wrong choice would confirm itself. Where only IPv6's rules cannot be listed, that is
+    logged and IPv4's decide. Raises `RulesError`.
     """
     for family in Family:
         try:
@@ -78,7 +82,7 @@ def _recall(path: str) -> Variant | None:
 
 def _remember(path: str, variant: Variant) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    # A half-written file would be asked again at the next start.
+    # Written whole or not at all: the next start reads it.
     with open(f"{path}.new", "w", encoding="ascii") as file:
         file.write(f"{variant}\n")
     os.replace(f"{path}.new", path)

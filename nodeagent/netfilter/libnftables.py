@@ -1,9 +1,9 @@
-"""libnftables, where no descriptor that the agent has open can end the process.
+"""libnftables in a thread with a descriptor table of its own.
 
-The library waits for the kernel with select(), and glibc ends a process that asks
-select() about a descriptor of 1,024 or more (FD_SETSIZE). So the library has a thread
-with a descriptor table of its own: its socket has a single-digit number in there,
-however many pods, connections and watches the agent has open.
+The library waits for the kernel with select(), and glibc aborts a process that calls
+select() with a descriptor of 1,024 or more (FD_SETSIZE). An agent with many pods has that
+many open. In the library's thread its socket has a single-digit number, however many
+descriptors the rest of the agent has.
 """
 
 import queue
@@ -18,7 +18,7 @@ from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 
 
 class Library:
-    """One context of libnftables, in the network namespace of the thread that makes it.
+    """One context of libnftables, in the netns of the thread that makes it.
 
     Any thread may use it then, one at a time, until `close`.
     """
@@ -27,7 +27,7 @@ class Library:
         """Start the library's thread. Raises `RulesError` where there is no nftables."""
         self._texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[str | OSError | None] = queue.SimpleQueue()
-        # A new thread is in the network namespace of the one that starts it.
+        # A new thread is in the netns of the one that starts it.
         threading.Thread(target=self._work, name="libnftables", daemon=True).start()
         self._closed = False
         failure = self._answers.get()

@@ -3,7 +3,7 @@
 Each message starts, behind netlink's own header, with an address family and a resource
 number (`header`); attributes follow. The names are the kernel's, from linux/netlink.h,
 linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h, but a message's number includes
-its subsystem here, as it stands in the packet.
+its subsystem here, as it does in the packet.
 """
 
 import socket

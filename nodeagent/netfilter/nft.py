@@ -28,23 +28,23 @@ _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 
 
 def render_rule(rule: Rule) -> str:
-    """Return `rule` as it stands in a chain, with a counter."""
+    """Return `rule` as a line of a chain, with a counter."""
     return " ".join([*_conditions(rule), "counter", _verdict(rule.verdict)])
 
 
 def render_removal(names: Iterable[str]) -> str:
-    """Return the text that removes the tables `names`, whether they stand or not."""
+    """Return the text that removes the tables `names` (family inet), there or not."""
     # Deleting a table that is not there fails the transaction: it is made first.
     return "".join(f"table inet {name}\ndelete table inet {name}\n" for name in names)
 
 
 def apply(text: str) -> None:
-    """Hand `text` to the kernel as one transaction, in the calling thread's namespace.
+    """Hand `text` to the kernel as one transaction, in the calling thread's netns.
 
     Raises `RulesError`; nothing has changed then.
     """
-    # The library's socket stays where it was opened, so it lives for this call only.
-    # Of several lines it shows the first in an error, so it gets one.
+    # A socket stays in the netns in which it was opened: the library lives for this call only.
+    # In an error the library shows the first line of the text only: it gets one line.
     library = Library()
     try:
         library.apply(text.replace("\n", ";").replace("\t", " "))

@@ -1,7 +1,8 @@
-"""A transaction of nftables in the kernel's own messages.
+"""Writing nftables' tables with the kernel's own messages, in one transaction.
 
-Replaying what the library once made of a rule set takes 0.3 ms, where having it
-make the same again takes 1.3. The layouts are in linux/netfilter/nfnetlink.h.
+What is written is what `nft_state` has read of the same tables elsewhere. That takes 0.3 ms
+for a pod, where having libnftables parse the text takes 1.3. The
+layouts are in linux/netfilter/nfnetlink.h.
 """
 
 import socket
@@ -38,37 +39,37 @@ _TABLE_NAME = 1  # NFTA_TABLE_NAME
 
 _MESSAGE = struct.Struct("=IHHII")
 _ANSWER = struct.Struct("=8xI4xi")
-"""Which message it is about, and an errno, negative, or 0."""
+"""The number of the message that is answered, and an errno, negative, or 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One thing to do."""
+    """One change of a transaction."""
 
     kind: int
     flags: int
     body: bytes
     what: str
-    """What it is about, for people."""
+    """What the message is about, for an error's text."""
 
 
-def replace(standing: Iterable[str], wanted: Tables) -> None:
-    """Put `wanted` in the place of the tables `standing`, in the calling thread's namespace.
+def replace(installed: Iterable[str], wanted: Tables) -> None:
+    """Put `wanted` in the place of the tables `installed`, in the calling thread's netns.
 
-    A table of `wanted` that is not named in `standing` must not be there: who has
-    looked, and was overtaken, looks again. Raises `RulesError`; nothing has
-    changed then.
+    If a table of `wanted` is there though `installed` does not name it, because somebody
+    has made it after the caller has looked, the kernel refuses. Raises `RulesError`;
+    nothing has changed then.
     """
-    _commit([*removal(standing), *creation(wanted)])
+    _commit([*removal(installed), *creation(wanted)])
 
 
-def remove(standing: Iterable[str]) -> None:
-    """Remove the tables `standing`, whether they stand or not. Like `replace`."""
-    _commit([*removal(standing)])
+def remove(names: Iterable[str]) -> None:
+    """Remove the tables `names`, whether they are there or not. Raises like `replace`."""
+    _commit([*removal(names)])
 
 
 def removal(names: Iterable[str]) -> Iterator[Message]:
-    """Say how the tables `names` go, whether they stand or not."""
+    """Yield the messages that remove the tables `names`, whether they are there or not."""
     for name in names:
         body = _HEADER + name_attribute(_TABLE_NAME, name)
         # Deleting a table that is not there fails the transaction: it is made first.
@@ -77,7 +78,7 @@ def removal(names: Iterable[str]) -> Iterator[Message]:
 
 
 def creation(tables: Tables) -> Iterator[Message]:
-    """Say how `tables` are made, where they are not."""
+    """Yield the messages that make `tables`, none of which may be there."""
     only_new = NLM_F_CREATE | NLM_F_EXCL
     for name, table in tables.items():
         yield Message(
@@ -127,7 +128,7 @@ def _commit(messages: Sequence[Message]) -> None:
     ):
         # The kernel takes a transaction in one piece, if it fits into the buffer.
         netlink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(data))
-        # Of more errors than the other buffer holds, the first is wanted.
+        # More errors than the receive buffer holds must not hide the first one.
         netlink.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         netlink.send(data)
         while True:
@@ -141,7 +142,7 @@ def _commit(messages: Sequence[Message]) -> None:
 
 
 def _refusal(messages: Sequence[Message], number: int, code: int) -> RulesError:
-    # The beginning, number 0, stands for the whole.
+    # Number 0, the transaction's beginning, is answered where the whole was refused.
     place = f"; at: {messages[number - 1].what}" if number else ""
     return RulesError(f"nftables refused the rules: {explain(code)}{place}")
 

@@ -5,8 +5,8 @@ beside them costs nothing: 0.3 ms for a pod's tables, where a listing through li
 takes 1.1. It keeps the kernel's own messages, without handles, use counts and the counters'
 values. What is left of a message is what makes the same thing again: see `nft_batch`.
 
-`reference` says how something looks right after it was made, so that two readings can be
-compared byte by byte and no library's notation comes into it.
+A caller finds out what should be there by making it in a scratch netns and reading that. Two
+readings are compared byte by byte, so no library's notation comes into it.
 """
 
 import struct
@@ -111,7 +111,7 @@ def read_table(
 
 
 def read_chain(netlink: Netlink, family: int, table: str, chain: str) -> tuple[bytes, ...]:
-    """Read the rules of one chain, which stands, whatever there is beside it.
+    """Read the rules of one chain, which must be there, and nothing beside it.
 
     `family` is an ``NFPROTO_…`` number. Raises ``OSError``.
     """
@@ -122,7 +122,7 @@ def read_chain(netlink: Netlink, family: int, table: str, chain: str) -> tuple[b
 
 
 def read_first_rule(family: int, table: str, chain: str) -> bytes | None:
-    """Read the first rule of a chain in the calling thread's namespace, however many follow.
+    """Read the first rule of a chain in the calling thread's netns, however many follow.
 
     Raises ``OSError``.
     """
@@ -132,7 +132,7 @@ def read_first_rule(family: int, table: str, chain: str) -> bytes | None:
 
 
 def count_uses(netlink: Netlink, family: int, table: str, chain: str) -> int | None:
-    """How many rules stand in a chain or lead to it; None: there is no such chain.
+    """How many rules are in a chain or lead to it; None: there is no such chain.
 
     Raises ``OSError``.
     """
@@ -244,10 +244,10 @@ def _chains(netlink: Netlink, table: str, names: Sequence[str], expected: int) -
     }
 
 
-# Quiet pods have the same rules to the byte: taking them apart is half the price of a look.
+# Quiet pods have the same rules to the byte, and taking them apart is half the cost of reading.
 @lru_cache(maxsize=128)
 def _rule(body: bytes) -> tuple[str, bytes]:
-    """Name the chain, and return what is compared."""
+    """Return the chain of a rule, and the attributes that are compared."""
     rule = _attributes(body)
     return _name(rule[_RULE_CHAIN]), _without(
         rule, _RULE_HANDLE, _RULE_POSITION, _RULE_EXPRESSIONS
@@ -255,6 +255,7 @@ def _rule(body: bytes) -> tuple[str, bytes]:
 
 
 def _uncounted(expressions: bytes) -> bytes:
+    """Return a rule's expressions with counters that start at 0."""
     kept, done, offset = b"", 0, 0
     # Cut in place: it is done for each rule at each look.
     while offset < len(expressions):

@@ -1,4 +1,8 @@
-"""A network namespace that lasts for one call."""
+"""A netns that exists for one call, to find out what the kernel makes of given rules.
+
+What the kernel has after rules were written is not predicted but tried: written and read in
+a netns in which nobody else has anything. The netns ends with its only thread.
+"""
 
 import threading
 from collections.abc import Callable
@@ -12,9 +16,9 @@ T = TypeVar("T")
 
 
 def in_scratch_namespace(function: Callable[[], T]) -> T:
-    """Call `function` in a new network namespace, which ends with the thread made for it.
+    """Call `function` in a new thread with a netns of its own, and return its result.
 
-    Raises `RulesError` where none can be made, and whatever `function` raises.
+    Raises `RulesError` where no netns can be made, and whatever `function` raises.
     """
     result: Future[T] = Future()
 

@@ -1,4 +1,8 @@
-"""What a backend does for a pod, and which one is in use."""
+"""What a backend can do in a pod's netns, and which backends there are on this node.
+
+One backend is chosen by the settings. The other two are only asked what they have left in a
+pod, of an earlier setting or of Istio's own agent, and to remove it.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -16,24 +20,24 @@ from nodeagent.redirect.rules import RedirectSpec
 class Backend(Protocol):
     """The rules of pods in one of the kernel's languages.
 
-    Every method works in the network namespace of the thread that calls it, looks
-    before it touches anything, and raises `RulesError`.
+    Every method works in the netns of the thread that calls it, reads before it writes
+    anything, and raises `RulesError`.
     """
 
     counted: bool
     """Whether the kernel counts changes of these rules; see `generation`."""
 
     def inspect(self, spec: RedirectSpec) -> tuple[str, ...]:
-        """Say what differs from `spec`; empty where all is as intended."""
+        """Say what differs from `spec`; empty where nothing does."""
 
     def ensure(self, spec: RedirectSpec) -> tuple[str, ...]:
-        """Make `spec` true; return what differed before, empty where nothing was touched."""
+        """Make `spec` true; return what differed before, empty where nothing was written."""
 
-    def stands(self) -> bool:
-        """Whether anything of ours, or of Istio's own agent, stands in this language."""
+    def is_installed(self) -> bool:
+        """Whether there is anything of ours, or of Istio's own agent, in this language."""
 
     def remove(self) -> bool:
-        """Remove it, whatever it was made for; return whether anything stood."""
+        """Remove that, whatever spec it was made for; return whether there was anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +45,16 @@ class Swept:
     """What `Backends.sweep` did about leftovers of other backends."""
 
     removed: tuple[str, ...] = ()
-    """Rules that stood and are gone."""
+    """Rules that were there and are gone."""
     left: tuple[str, ...] = ()
-    """Rules that stand still, each with the reason why they could not be removed."""
+    """Rules that are still there, each with the reason why they could not be removed."""
     unseen: tuple[str, ...] = ()
-    """Backends that could not be looked at, each with the reason."""
+    """Backends whose rules could not be read, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """The backend in use, and those whose leftovers go once its rules are in place (L7, L8)."""
+    """The chosen backend, and the others, whose leftovers go once its rules are there (L7, L8)."""
 
     chosen: Backend
     others: tuple[Backend, ...]
@@ -65,30 +69,30 @@ class Backends:
         return cls(chosen, (NftablesBackend(), *iptables.values()))
 
     def sweep(self) -> Swept:
-        """Remove what the others have in the calling thread's namespace.
+        """Remove what the other backends have in the calling thread's netns.
 
-        For after the chosen one's rules are in place. A backend that fails stops neither
-        the next one nor the caller (L35).
+        To be called after the chosen one's rules are there, so that the pod is never without.
+        A backend that fails stops neither the next one nor the caller (L35).
         """
         removed, left, unseen = list[str](), list[str](), list[str]()
         for other in self.others:
             try:
-                stands = other.stands()
+                installed = other.is_installed()
             except RulesError as error:
                 unseen.append(f"{other} cannot be looked at: {error}")
                 continue
             try:
-                if stands and other.remove():
+                if installed and other.remove():
                     removed.append(_unwanted(other))
             except RulesError as error:
                 left.append(f"rules in {other} cannot be removed: {error}")
         return Swept(tuple(removed), tuple(left), tuple(unseen))
 
     def fingerprint(self) -> int | None:
-        """What stays the same for as long as no rules change in the thread's namespace.
+        """Return a number that stays the same as long as no rules change in the thread's netns.
 
-        None where nothing tells that: iptables-legacy's rules are not counted by the
-        kernel, or it cannot be asked.
+        None where there is no such number: the kernel does not count changes of
+        iptables-legacy's rules, or the kernel cannot be asked.
         """
         try:
             if not self.chosen.counted or legacy_in_use(*Family):
@@ -98,13 +102,13 @@ class Backends:
             return None
 
     def leftovers(self) -> tuple[str, ...]:
-        """What `sweep` would remove; a backend that cannot be looked at is passed over."""
-        return tuple(_unwanted(other) for other in self.others if _stands(other))
+        """Say what `sweep` would remove; a backend whose rules cannot be read is passed over."""
+        return tuple(_unwanted(other) for other in self.others if _seems_installed(other))
 
 
-def _stands(backend: Backend) -> bool:
+def _seems_installed(backend: Backend) -> bool:
     try:
-        return backend.stands()
+        return backend.is_installed()
     except RulesError:
         return False
 

@@ -1,4 +1,7 @@
-"""What a pod's redirection should be: the agent's settings under the pod's annotations."""
+"""What a pod's redirection should be, from the agent's settings and the pod's annotations.
+
+The settings are the defaults; a pod's annotations override some of them for this pod.
+"""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -12,7 +15,7 @@ from nodeagent.redirect.rules import RedirectSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedirectDefaults:
-    """The agent-wide half."""
+    """What the settings say for every pod; the fields are those of `RedirectSpec`."""
 
     ipv6: bool
     dns_capture: bool
@@ -22,7 +25,7 @@ class RedirectDefaults:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Take it from the agent's configuration."""
+        """Take the values from the agent's settings."""
         return cls(
             ipv6=settings.ambient_ipv6,
             dns_capture=settings.ambient_dns_capture,
@@ -32,7 +35,7 @@ class RedirectDefaults:
         )
 
     def of(self, pod: Pod) -> tuple[RedirectSpec, tuple[str, ...]]:
-        """Apply the annotations of `pod`; with a warning for each value that was ignored."""
+        """Return the spec of `pod`, and a warning for each annotation value that was ignored."""
         overrides, warnings = pod_overrides(pod, dns_capture=self.dns_capture)
         spec = RedirectSpec(
             ipv6=self.ipv6,

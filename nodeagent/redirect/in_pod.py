@@ -1,7 +1,8 @@
-"""The redirection of one pod: look, mend what differs, remove.
+"""Rules and routes of one pod together: inspect, ensure, remove.
 
-Each function works in the network namespace of the thread that calls it, and
-leaves nothing open.
+Each function works in the netns of the thread that calls it, and leaves nothing open. The
+policy rule and the route for replies are made before the rules that need them, and removed
+after them.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ NFTABLES = Backends.choose(None)
 
 
 def inspect(spec: RedirectSpec, backends: Backends = NFTABLES) -> tuple[str, ...]:
-    """Say what differs from `spec`; empty where all is as intended. Raises `RulesError`."""
+    """Say what differs from `spec`; empty where nothing does. Raises `RulesError`."""
     with _routing() as netlink:
         routing = plan(netlink, spec)
     return (
@@ -35,13 +36,13 @@ def inspect(spec: RedirectSpec, backends: Backends = NFTABLES) -> tuple[str, ...
 def ensure(
     spec: RedirectSpec, backends: Backends = NFTABLES, *, rules_are_right: bool = False
 ) -> tuple[str, ...]:
-    """Make `spec` true; return what differed before, empty where nothing was touched.
+    """Make `spec` true; return what differed before, empty where nothing was written.
 
-    What other backends have left is `Backends.sweep`'s matter. Rules that `rules_are_right`
-    vouches for are not read again, routes are. The way for replies comes before the rules
-    that make them need it, and goes after them. But the rules do not wait for it: where a
-    route cannot be had, because `lo` is down, say, or where the routing cannot be read,
-    the pod fails closed. Raises `RulesError`.
+    With `rules_are_right` the rules are not read again, routes always are. What other
+    backends have left is not removed: see `Backends.sweep`. Where a route cannot be had,
+    because `lo` is down, say, or where the routing cannot be read, the rules are written
+    all the same, so that the pod's traffic fails rather than bypasses ztunnel, and
+    `RulesError` is raised in the end.
     """
     mended: list[str] = []
     refused: RulesError | None = None
@@ -68,21 +69,21 @@ def ensure(
     return tuple(mended)
 
 
-def stands(backends: Backends = NFTABLES) -> bool:
-    """Whether rules of ours stand, whatever they were made for. Raises `RulesError`."""
-    return backends.chosen.stands() or bool(backends.leftovers())
+def is_installed(backends: Backends = NFTABLES) -> bool:
+    """Whether there are rules of ours, whatever spec they were made for. Raises `RulesError`."""
+    return backends.chosen.is_installed() or bool(backends.leftovers())
 
 
 def remove(backends: Backends = NFTABLES) -> tuple[str, ...]:
-    """Remove everything of ours, whatever it was made for; return what was removed, in words.
+    """Remove everything of ours, whatever spec it was made for; return what, in words.
 
-    Rules of ours or Istio's prove whose the routes are, so these are marked before the
-    rules go, and go last. What cannot be looked at does not keep the rest. But where rules
-    stand that cannot be removed, the routes that they need stay, too, and `RulesError`
-    is raised: as long as ztunnel serves the pod, its traffic goes through.
+    Rules of ours or Istio's prove whose the routes are, so the routes are marked before the
+    rules go, and go last. A backend whose rules cannot be read does not keep the rest from
+    going. But where rules cannot be removed, the routes that they need are left as well, and
+    `RulesError` is raised: as long as ztunnel serves the pod, its traffic goes through.
     """
     with _routing() as netlink:
-        routes = removable(netlink, proven=stands(backends))
+        routes = removable(netlink, proven=is_installed(backends))
         routes = tuple(mark_entry(netlink, entry) for entry in routes)
         removed = (f"rules in {backends.chosen}",) if backends.chosen.remove() else ()
         swept = backends.sweep()

@@ -1,4 +1,9 @@
-"""The backend that writes through the iptables programs."""
+"""The backend that reads iptables' rules from the kernel and writes with the programs.
+
+A family (IPv4, IPv6) is compared with what the same rules looked like in a scratch netns,
+and where it differs, written with one run of ``iptables-restore``. Each table in the text is
+a transaction, so a run that fails can leave the tables before the failing one written.
+"""
 
 from functools import lru_cache, partial
 
@@ -6,30 +11,53 @@ import structlog
 
 from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore
+from nodeagent.netfilter.iptables_tables import Chains, Tables, differences, read_tables
 from nodeagent.netfilter.rule import Family
+from nodeagent.netfilter.scratch import in_scratch_namespace
 from nodeagent.redirect.iptables_provenance import conflicts, proven
-from nodeagent.redirect.iptables_rules import render, render_removal
-from nodeagent.redirect.iptables_state import Tables, differences, read, reference
+from nodeagent.redirect.iptables_rules import CHAINS, render, render_removal
 from nodeagent.redirect.rules import RedirectSpec
 
 log = structlog.get_logger()
 
 _ADDRESSES = "/proc/thread-self/net/if_inet6"
-"""A line for each IPv6 address in the thread's network namespace; absent without IPv6."""
+"""A line for each IPv6 address in the thread's netns; absent without IPv6."""
 _SCOPE_COLUMN, _GLOBAL = 3, "00"
 
 
-class IptablesBackend:
-    """See `nodeagent.redirect.backend.Backend`. At most one write per family.
+def read(variant: Variant, *, making: bool = False) -> Tables:
+    """Read the chains with our names in the calling thread's netns, see `read_tables`."""
+    return read_tables(variant, CHAINS, making=making)
 
-    Tables of the kernel's own that a write has made stay, empty: others may have come to
-    use them, and legacy ones cannot be removed at all. Where IPv6 cannot be redirected,
-    because ip6tables or its part of the kernel is missing, IPv4 is all the same; a pod that
-    has an IPv6 address fails, and one without does not need it.
+
+@lru_cache(maxsize=64)
+def reference(variant: Variant, spec: RedirectSpec, family: Family) -> Chains:
+    """What `read` gives in one family where `spec` is true and nothing else was done.
+
+    Found out by making these rules in a netns that exists only for this call, because each
+    version of the programs has its own notation. The limit of 64 keeps a tenant with many
+    interface lists from filling the memory. Raises `RulesError`.
+    """
+
+    def done() -> Chains:
+        if text := render(spec, family):
+            restore(variant, family, text)
+        return read(variant).get(family, {})
+
+    return in_scratch_namespace(done)
+
+
+class IptablesBackend:
+    """See `nodeagent.redirect.backend.Backend`. A call runs at most one write per family.
+
+    iptables' built-in tables that a write has made are left, empty: others may use them by
+    now, and legacy ones cannot be removed at all. Where IPv6 cannot be redirected, because
+    ip6tables or its part of the kernel is missing, IPv4 is redirected all the same. Then
+    `ensure` fails for a pod with an IPv6 address, and succeeds for one without.
     """
 
     def __init__(self, variant: Variant, *, chosen: bool = True) -> None:
-        """Take the programs of `variant`; if not `chosen`, only for what they have left."""
+        """Take the programs of `variant`; not `chosen`: only to remove what it has left."""
         self._variant = variant
         self._read = partial(read, variant, making=chosen)
         self.counted = variant is Variant.NFT
@@ -47,7 +75,7 @@ class IptablesBackend:
         )
 
     def ensure(self, spec: RedirectSpec) -> tuple[str, ...]:
-        """See `Backend`. Each table of each family is a transaction; a family is written whole."""
+        """See `Backend`. Each table of each family is a transaction of its own."""
         have = self._read()
         if foreign := "; ".join(conflicts(self._variant, have)):
             raise RulesError(
@@ -67,15 +95,15 @@ class IptablesBackend:
                 _warn_of_missing_ipv6(str(error))
         return tuple(done)
 
-    def stands(self) -> bool:
+    def is_installed(self) -> bool:
         """See `Backend`."""
         return bool(proven(self._variant, self._read()))
 
     def remove(self) -> bool:
         """See `Backend`."""
         have = proven(self._variant, self._read())
-        for family, standing in have.items():
-            restore(self._variant, family, render_removal(standing))
+        for family, chains in have.items():
+            restore(self._variant, family, render_removal(chains))
         return bool(have)
 
     def _inspect_family(self, spec: RedirectSpec, family: Family, have: Tables) -> tuple[str, ...]:
@@ -91,11 +119,11 @@ class IptablesBackend:
         if not have:
             return ("rules are missing",) if family in spec.families else ()
         want = reference(self._variant, spec, family)
-        return tuple(differences(have.get(family, {}), want))
+        return tuple(differences(have.get(family, {}), want, CHAINS))
 
 
 def _has_ipv6_address() -> bool:
-    """Whether the thread's network namespace has an address that others can reach."""
+    """Whether the thread's netns has an IPv6 address that others can reach."""
     try:
         with open(_ADDRESSES, encoding="ascii") as addresses:
             return any(line.split()[_SCOPE_COLUMN] == _GLOBAL for line in addresses)

@@ -1,16 +1,18 @@
-"""Whose a chain is that has the name of one of ours (L30).
+"""Whether a chain with one of our names is ours, Istio's or somebody else's (L30).
 
-istio-init gives sidecar pods a chain ``ISTIO_OUTPUT``, too: a name proves nothing. A chain
-is ours, or of Istio's ambient agent, by what stands in it.
+istio-init gives sidecar pods a chain ``ISTIO_OUTPUT`` as well, so a name proves nothing. A
+chain is ours if its first rule has our layout comment. It is of Istio's ambient agent if the
+mark 0x111 is put on connections and there is no rule in the chain that this agent does not
+write. Only such chains are ever replaced or removed.
 """
 
 from nodeagent.mesh.overrides import MAX_INTERFACES
 from nodeagent.netfilter.iptables_programs import Variant, list_chain
 from nodeagent.netfilter.iptables_save import Chain, statements
+from nodeagent.netfilter.iptables_tables import Chains, Place, Tables
 from nodeagent.netfilter.layout import LAYOUT_MARK
 from nodeagent.netfilter.rule import Family, Table
-from nodeagent.redirect.iptables_rules import CHAINS, Place, Standing
-from nodeagent.redirect.iptables_state import Tables
+from nodeagent.redirect.iptables_rules import CHAINS
 
 _LONGEST = 2 * MAX_INTERFACES + 20
 """Two rules for each interface that may be rerouted, and those that every pod has."""
@@ -56,44 +58,42 @@ _AMBIENT = """\
 
 
 def proven(variant: Variant, have: Tables) -> Tables:
-    """Those chains of `have` that are ours or of Istio's ambient agent.
+    """Return those chains of `have` that are ours or of Istio's ambient agent.
 
-    With our mark, or in a family in which the mark 0x111 is put on connections and nothing
-    stands in the chain but rules of the ambient agent. Only what has no mark is listed, by
-    the chain. Raises `RulesError`.
+    Only for chains without our comment a program is run, one for each. Raises `RulesError`.
     """
-    found = {family: _proven(variant, family, standing) for family, standing in have.items()}
-    return {family: standing for family, standing in found.items() if standing}
+    found = {family: _proven(variant, family, chains) for family, chains in have.items()}
+    return {family: chains for family, chains in found.items() if chains}
 
 
 def conflicts(variant: Variant, have: Tables) -> tuple[str, ...]:
-    """Name the chains of somebody else in the places of ours.
+    """Name the chains of somebody else that have our names, and must not be overwritten.
 
-    None in a pod in which any chain is ours: what differs there has been changed since.
-    An empty chain has nothing to lose. Raises `RulesError`.
+    There are none in a pod in which any chain is ours: what differs there has been changed
+    since we wrote it. An empty chain does not count. Raises `RulesError`.
     """
-    chains = [chain for standing in have.values() for chain in standing.values()]
-    if any(map(_has_mark, chains)) or proven(variant, have):
+    found = [chain for chains in have.values() for chain in chains.values()]
+    if any(map(_has_mark, found)) or proven(variant, have):
         return ()
     return tuple(
         f"{family} {describe(place)}"
-        for family, standing in have.items()
-        for place, chain in standing.items()
+        for family, chains in have.items()
+        for place, chain in chains.items()
         if chain.rules
     )
 
 
 def describe(place: Place) -> str:
-    """Name a chain."""
+    """Name a chain for a message."""
     table, hook = place
     return f"table {table}: chain {CHAINS[hook]}"
 
 
-def _proven(variant: Variant, family: Family, standing: Standing) -> Standing:
-    marked = {place for place, chain in standing.items() if _has_mark(chain)}
+def _proven(variant: Variant, family: Family, chains: Chains) -> Chains:
+    marked = {place for place, chain in chains.items() if _has_mark(chain)}
     listed = {
         place: _listed(variant, family, place, chain)
-        for place, chain in standing.items()
+        for place, chain in chains.items()
         if place not in marked
     }
     ambient = marked or any(
@@ -103,7 +103,7 @@ def _proven(variant: Variant, family: Family, standing: Standing) -> Standing:
     )
     return {
         place: chain
-        for place, chain in standing.items()
+        for place, chain in chains.items()
         if place in marked or (ambient and listed[place] <= _AMBIENT_RULES)
     }
 
@@ -113,13 +113,13 @@ def _has_mark(chain: Chain[bytes]) -> bool:
 
 
 _Rule = frozenset[str]
-"""Conditions and target, whatever the order and the program's version."""
+"""A rule's conditions and target, in a form that is the same for each version of iptables."""
 
 
 def _listed(
     variant: Variant, family: Family, place: Place, chain: Chain[bytes]
 ) -> frozenset[_Rule]:
-    """What stands in a chain; of one that is longer than Istio's agent makes it, nothing known."""
+    """Return the rules of a chain; for one longer than Istio's agent makes it, `_UNKNOWN`."""
     if not chain.rules:
         return frozenset()
     if len(chain.rules) > _LONGEST:

@@ -1,4 +1,9 @@
-"""The backend that replays what libnftables once made of the same rules."""
+"""The backend that reads and writes nftables with the kernel's own messages.
+
+libnftables turns a spec's text into rules once, in a scratch netns, and what the kernel has
+there then is read (`reference`). A pod is compared with that, and where it differs, that is
+written to it, in one transaction.
+"""
 
 import struct
 import threading
@@ -64,7 +69,7 @@ class NftablesBackend:
             nft_batch.replace(have, reference(spec))
         return found
 
-    def stands(self) -> bool:
+    def is_installed(self) -> bool:
         """See `Backend`."""
         return bool(_proven(read()))
 
@@ -77,7 +82,7 @@ class NftablesBackend:
 
 
 def _proven(have: Tables) -> Tables:
-    """Those tables that are ours, or made as Istio's ambient agent makes them (L30)."""
+    """Return those tables that are ours, or made as Istio's ambient agent makes them (L30)."""
     marked = {name for name, table in have.items() if LAYOUT_MARK.encode() in table.comment}
     mangle = have.get(f"istio-ambient-{Table.MANGLE}")
     if not marked and not (mangle and _uses_reply_mark(mangle)):

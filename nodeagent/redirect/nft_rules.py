@@ -24,9 +24,9 @@ CHAIN_NAMES = (
     *(name for hook in Hook for name in (f"istio-{hook}", str(hook))),
     _BEFORE_TRANSLATIONS,
 )
-"""The chains that they may have, in the order in which they are made.
+"""The chains that our tables may have, in the order in which they are made.
 
-Istio's agent calls all but the last so, too.
+Istio's agent uses the same names, but the last.
 """
 
 _BASE_CHAINS = {
@@ -43,9 +43,9 @@ _BASE_CHAINS = {
 def render(spec: RedirectSpec, *, replacing: Iterable[str] = TABLE_NAMES) -> str:
     """Return the text for ``nft -f`` that makes `spec` true in one transaction.
 
-    The tables named in `replacing` go in the same transaction, with all that is
-    in them. By default that is all of ours, whether they stand or not; it costs
-    0.3 ms, so one who has looked names those that stand.
+    The tables named in `replacing` are removed in the same transaction, with all that is in
+    them. By default these are all of ours, whether they are there or not. That costs 0.3 ms,
+    so a caller who knows which are there names those.
     """
     return render_removal(replacing) + _render_tables(spec)
 

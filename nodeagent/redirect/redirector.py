@@ -1,4 +1,10 @@
-"""The rules and routes of pods, kept from the event loop's side."""
+"""What the rest of the agent calls to redirect a pod.
+
+The kernel work runs in threads that have entered the pod's netns. Between two calls for the
+same netns this class remembers which rules were right, so that rules that nobody has changed
+are not read again, and where leftovers could not be removed, so that this is tried less and
+less often.
+"""
 
 import time
 from collections.abc import Callable
@@ -36,104 +42,104 @@ class PodRedirector:
         threads: NetnsThreads,
         defaults: RedirectDefaults,
         backends: Backends,
-        changed: Callable[[PodUID], None],
+        on_drift: Callable[[PodUID], None],
     ) -> None:
-        """`changed` is called when anything in a watched namespace was changed."""
+        """`on_drift` is called when rules or routes of a watched netns were changed."""
         self._threads = threads
         self._defaults = defaults
         self._backends = backends
-        self._changed = changed
+        self._on_drift = on_drift
         self._right = WeakKeyDictionary[Netns, "_Right"]()
-        """What was found right at the last look, until it changes."""
+        """For each netns the spec and fingerprint that were right at the last call."""
         self._unswept = WeakKeyDictionary[Netns, "_Unswept"]()
         """Where leftovers of another backend could not be removed."""
 
-    async def watch(self, namespace: Netns, uid: PodUID) -> DriftWatch:
+    async def watch(self, netns: Netns, uid: PodUID) -> DriftWatch:
         """Listen for changes of rules and routes, on behalf of `uid`."""
         try:
-            sockets = await self._threads.run(namespace, open_sockets)
+            sockets = await self._threads.run(netns, open_sockets)
         except OSError as error:
             raise RetryError(f"cannot watch the rules: {error.strerror}") from error
-        return DriftWatch(sockets, partial(self._changed, uid))
+        return DriftWatch(sockets, partial(self._on_drift, uid))
 
-    async def ensure(self, namespace: Netns, pod: Pod) -> Inspection:
-        """Make rules and routes what `pod` should have, and look who listens."""
+    async def ensure(self, netns: Netns, pod: Pod) -> Inspection:
+        """Make rules and routes what `pod` should have, and see on which ports nobody listens."""
         spec, warnings = self._defaults.of(pod)
         for warning in warnings:
             _warn_once(warning)
-        unswept = self._unswept.get(namespace)
+        unswept = self._unswept.get(netns)
         try:
-            look, right, swept = await self._threads.run(
-                namespace,
+            inspection, right, swept = await self._threads.run(
+                netns,
                 partial(
                     _ensure,
                     spec,
                     self._backends,
-                    self._right.get(namespace),
+                    self._right.get(netns),
                     sweeping=unswept is None or unswept.is_due(),
                 ),
             )
         except LoopbackDownError as error:
-            # CNI's DEL takes `lo` down before the agent hears of it, and the routes go with it.
+            # CNI's DEL takes `lo` down, and its routes with it, before the agent hears of the DEL.
             raise TransientError(f"redirection: {error}") from error
         except (RulesError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
-        self._right.pop(namespace, None)
+        self._right.pop(netns, None)
         if right is not None:
-            self._right[namespace] = right
+            self._right[netns] = right
         if swept is not None:
-            _say_what_went(swept.removed, namespace, pod)
+            _log_removed(swept.removed, netns, pod)
             if unswept is None:
                 unswept = _Unswept()
             unswept.note("; ".join((*swept.left, *swept.unseen)))
             if unswept.reason:
-                self._unswept[namespace] = unswept
+                self._unswept[netns] = unswept
             else:
-                self._unswept.pop(namespace, None)
-        return replace(look, uncleaned=unswept.reason if unswept else "")
+                self._unswept.pop(netns, None)
+        return replace(inspection, uncleaned=unswept.reason if unswept else "")
 
-    async def is_installed(self, namespace: Netns) -> bool:
-        """Whether anything of ours is there, whatever it was made for.
+    async def is_installed(self, netns: Netns) -> bool:
+        """Whether any redirection of ours is there, whatever spec it was made for.
 
-        Where that cannot be told, something may be: nobody is told of a pod without.
+        True, too, where that cannot be found out.
         """
         try:
-            return await self._threads.run(namespace, partial(in_pod.stands, self._backends))
+            return await self._threads.run(netns, partial(in_pod.is_installed, self._backends))
         except RulesError:
             return True
         except OSError as error:
             raise RetryError(f"looking at the redirection: {error}") from error
 
-    async def inspect(self, namespace: Netns, pod: Pod) -> tuple[str, ...]:
-        """Say what differs from what `pod` should have, and touch nothing."""
+    async def inspect(self, netns: Netns, pod: Pod) -> tuple[str, ...]:
+        """Say what differs from what `pod` should have, and write nothing."""
         spec, _ = self._defaults.of(pod)
         try:
-            return await self._threads.run(namespace, partial(in_pod.inspect, spec, self._backends))
+            return await self._threads.run(netns, partial(in_pod.inspect, spec, self._backends))
         except (RulesError, OSError) as error:
             raise RetryError(f"looking at the redirection: {error}") from error
 
-    async def release(self, namespace: Netns, pod: Pod) -> int:
+    async def release(self, netns: Netns, pod: Pod) -> int:
         """Send nothing new to ztunnel; return how many connections go through it still."""
         spec, _ = self._defaults.of(pod)
         try:
-            return await self._threads.run(namespace, partial(_release, spec, self._backends))
+            return await self._threads.run(netns, partial(_release, spec, self._backends))
         except (RulesError, OSError) as error:
             raise RetryError(f"releasing the redirection: {error}") from error
 
-    async def remove(self, namespace: Netns, pod: Pod) -> bool:
-        """Take out everything of ours, and log what; return whether anything stood there."""
+    async def remove(self, netns: Netns, pod: Pod) -> bool:
+        """Remove everything of ours, and log what; return whether there was anything."""
         try:
-            removed = await self._threads.run(namespace, partial(in_pod.remove, self._backends))
+            removed = await self._threads.run(netns, partial(in_pod.remove, self._backends))
         except (RulesError, OSError) as error:
             raise RetryError(f"removing the redirection: {error}") from error
-        self._right.pop(namespace, None)
-        self._unswept.pop(namespace, None)
-        _say_what_went(removed, namespace, pod)
+        self._right.pop(netns, None)
+        self._unswept.pop(netns, None)
+        _log_removed(removed, netns, pod)
         return bool(removed)
 
 
 _Right = tuple[RedirectSpec, int]
-"""What a namespace has, and the fingerprint of its rules then."""
+"""The spec that a netns has, and the fingerprint of its rules then."""
 
 
 class _Unswept:
@@ -155,39 +161,39 @@ class _Unswept:
 def _ensure(
     spec: RedirectSpec, backends: Backends, known: _Right | None, *, sweeping: bool
 ) -> tuple[Inspection, _Right | None, Swept | None]:
-    fingerprint = backends.fingerprint()  # before the look: what changes during it is seen
+    fingerprint = backends.fingerprint()  # before reading: a change meanwhile makes another
     right = None if fingerprint is None else (spec, fingerprint)
     unchanged = right is not None and right == known
     differed = in_pod.ensure(spec, backends, rules_are_right=unchanged)
-    # Last: it must not stand before what protects the pod (L35).
+    # Last: no failure of it may keep away what protects the pod (L35).
     swept = backends.sweep() if sweeping and not unchanged else None
     if not unchanged and (swept is None or swept.left or swept.unseen):
-        right = None  # what another backend has is looked at again
+        right = None  # what another backend has is read again
     differed += swept.removed if swept else ()
-    look = Inspection(differed=differed, silent=silent_ports(spec))
-    return look, right, swept  # with what was mended the fingerprint is another
+    inspection = Inspection(differed=differed, silent=silent_ports(spec))
+    return inspection, right, swept  # where rules were repaired, the fingerprint is another by now
 
 
 def _release(spec: RedirectSpec, backends: Backends) -> int:
-    if not in_pod.stands(backends):
+    if not in_pod.is_installed(backends):
         return 0
     in_pod.ensure(replace(spec, leaving=True), backends)
-    backends.sweep()  # what it cannot remove, `remove` says
+    backends.sweep()  # `remove` says what cannot be removed
     return open_connections()
 
 
-def _say_what_went(removed: tuple[str, ...], namespace: Netns, pod: Pod) -> None:
+def _log_removed(removed: tuple[str, ...], netns: Netns, pod: Pod) -> None:
     if removed:
         log.info(
             "removed from a pod's network namespace",
             pod=str(pod),
             uid=pod.uid,
-            netns=str(namespace.id),
+            netns=str(netns.id),
             removed=list(removed),
         )
 
 
 @lru_cache(maxsize=1024)
 def _warn_once(warning: str) -> None:
-    # A pod is looked at every minute; its owner needs to be told once.
+    # A pod is inspected every minute; its owner needs to be told once.
     log.warning("annotation ignored", reason=warning)

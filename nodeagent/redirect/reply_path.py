@@ -1,7 +1,7 @@
-"""Which routing table takes a pod's replies back to ztunnel, and what that asks for.
+"""Which routing table takes a pod's replies back to ztunnel, and what has to change for it.
 
-It is table 100 unless somebody else uses that in the pod: then the first free one of
-`SPARE_TABLES`. The kernel keeps the choice: our policy rule names the table.
+The table is 100 unless somebody else uses that in the pod: then it is the first free one of
+`SPARE_TABLES`. The choice needs no memory: our policy rule in the pod names the table.
 """
 
 import errno
@@ -31,9 +31,9 @@ from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, RedirectSpec
 REPLY_TABLES = (REPLY_TABLE, *SPARE_TABLES)
 
 _MOST_CONFLICTS = 3
-"""So many are named."""
+"""How many conflicts are named in a message."""
 _MOST_LIKE_OURS = 256
-"""Policy rules with our preference and mark, of which there should be one; the rest costs time."""
+"""Policy rules with our preference and mark that are gone through; one is usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ class Plan:
     twice: tuple[Entry, ...] = ()
     """Copies of what is there and wanted once."""
     unwanted: tuple[Entry, ...] = ()
-    """In the order in which they are removed: a marked route goes last, it proves the rest."""
+    """In the order in which they are removed: marked routes last, they prove whose the rest is."""
     conflicts: tuple[str, ...] = ()
     """Why replies find no way back, for each family in which no table is free."""
 
 
 def plan(netlink: Netlink, spec: RedirectSpec) -> Plan:
-    """Compare the routing in the namespace of `netlink` with `spec`. Raises `RulesError`."""
+    """Compare the routing in the netns of `netlink` with `spec`. Raises `RulesError`."""
     with wrap_oserror("look at the policy rules and routes"):
         plans = [
             path.plan()
@@ -80,15 +80,16 @@ def removable(netlink: Netlink, *, proven: bool) -> tuple[Entry, ...]:
 
 
 def add_entry(netlink: Netlink, entry: Entry) -> None:
-    """Add `entry`, which does not stand. Raises `RulesError`."""
+    """Add `entry`, which is not there. Raises `RulesError`."""
     with wrap_oserror(f"add the {entry}"):
         entry.add(netlink)
 
 
 def mark_entry(netlink: Netlink, entry: Entry) -> Entry:
-    """Make the proof of a route that is about to go outlive the rules that are the proof now.
+    """Mark `entry` as ours before the rules go that are the only proof of it until then.
 
-    Whatever ends the agent after that, the next one knows the route. Raises `RulesError`.
+    If the agent is killed between the rules and the route, the next agent knows the route by
+    its mark. Policy rules have no mark. Returns the entry as it is then. Raises `RulesError`.
     """
     if isinstance(entry, PolicyRule):
         return entry
@@ -97,21 +98,21 @@ def mark_entry(netlink: Netlink, entry: Entry) -> Entry:
 
 
 def remove_entry(netlink: Netlink, entry: Entry) -> None:
-    """Remove `entry`, if it stands still. Raises `RulesError`."""
+    """Remove `entry`, if it is still there. Raises `RulesError`."""
     with wrap_oserror(f"remove the {entry}"):
         entry.remove(netlink)
 
 
 class _ReplyPath:
-    """What stands in one family's routing that concerns the replies."""
+    """What one family's routing has that concerns the replies."""
 
     def __init__(self, netlink: Netlink, family: Family) -> None:
-        """Read it. Raises ``OSError``, and `RulesError` for what cannot be meant."""
+        """Read the routing. Raises ``OSError``, and `RulesError` for too many rules like ours."""
         self.family = family
         self._netlink = netlink
         self._rules: list[PolicyRule] = []
         self._lookups: dict[int, int] = {}
-        """Which tables rules of others look up, and the preference of one of these rules."""
+        """The tables that rules of others look up, each with the preference of one such rule."""
         rules = read_rules(netlink, family)
         alike = sum(map(has_our_mark, rules))
         if alike > _MOST_LIKE_OURS:
@@ -129,7 +130,7 @@ class _ReplyPath:
         self._tables: dict[int, list[bytes]] = {}
 
     def plan(self) -> Plan:
-        """What has to change for replies to find their way. Raises ``OSError``."""
+        """Say what has to change for replies to find their way. Raises ``OSError``."""
         table, conflicts = self._choose()
         if table is None:
             return Plan(conflicts=(f"{self.family} replies have no table: {conflicts}",))
@@ -146,7 +147,7 @@ class _ReplyPath:
         )
 
     def removable(self, *, proven: bool, but: int | None = None) -> Iterator[Entry]:
-        """What is ours, or Istio's, in all tables `but` one. Raises ``OSError``."""
+        """Yield what is ours, or Istio's, in all tables except `but`. Raises ``OSError``."""
         marked = {route.table for route in self._marked}
         rules = [
             rule for rule in self._rules if rule.table != but and (proven or rule.table in marked)
@@ -159,7 +160,7 @@ class _ReplyPath:
         yield from (route for route in self._marked if route.table != but)
 
     def _choose(self) -> tuple[int | None, str]:
-        """The table that is in use or the first that is free; if there is none, why."""
+        """Return the table that is in use or the first that is free; if there is none, why."""
         named = {rule.table for rule in self._rules}
         marked = {route.table for route in self._marked}
         conflicts = []
@@ -172,7 +173,7 @@ class _ReplyPath:
         return None, f"{'; '.join(conflicts[:_MOST_CONFLICTS])}; and {more} more"
 
     def _conflict(self, table: int, *, named: bool) -> str | None:
-        """How somebody else uses `table`; None where nobody does."""
+        """Say how somebody else uses `table`; None where nobody does."""
         if table in self._lookups:
             return f"is looked up by another policy rule, with preference {self._lookups[table]}"
         for found in self._routes(table):

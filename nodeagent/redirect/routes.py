@@ -1,9 +1,9 @@
 """The policy rule and the local route that take the app's replies back to ztunnel.
 
-Each is described once: the bytes that a description gives are those that are added,
-those that a look compares with what the kernel has, and those that are deleted (L42).
-The kernel ignores what a request to delete leaves out, so before a delete it is checked
-that the first thing that the kernel would take is the one that is meant.
+Each is described once: `message` gives the bytes with which the entry is added, compared
+with what the kernel has, and deleted (L42). When it deletes, the kernel takes the first entry
+that has all that the request names, whatever else that entry has. So before a delete it is
+checked that the first such entry is the one that is meant.
 """
 
 import struct
@@ -37,7 +37,7 @@ from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.rules import REPLY_MARK, REPLY_PRIORITY, REPLY_TABLE
 
 OWN_PROTOCOL = 111
-"""``rtm_protocol`` of the local routes that this agent adds: they can be told from others'.
+"""``rtm_protocol`` of the local routes that this agent adds: the mark that they are ours.
 
 Nobody has registered this number in iproute2's ``rt_protos``. `ip` and Istio's agent
 replace and delete such a route like any other: they name no protocol.
@@ -62,9 +62,9 @@ _RT_SCOPE_HOST = 254
 _IP6_RT_PRIO_USER = 1024  # linux/ipv6_route.h: what an IPv6 route without a metric gets
 
 _MOST_ROUTES = 256
-"""Of the routes that are asked for there should be one in each of our tables."""
+"""Routes that are read of a table; ours have one each."""
 
-_LOOPBACK_INDEX = 1  # in every network namespace: LOOPBACK_IFINDEX
+_LOOPBACK_INDEX = 1  # in every netns: LOOPBACK_IFINDEX
 _LINK_HEADER = struct.Struct("=BxHiII")
 # linux/if_link.h and ipv6.h
 _IFLA_AF_SPEC, _IFLA_INET6_CONF = 26, 2
@@ -77,7 +77,7 @@ _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6
 _OUR_PREFERENCE = attribute(_FRA_PRIORITY, _NUMBER.pack(REPLY_PRIORITY))
 _OUR_MARK = attribute(_FRA_FWMARK, _NUMBER.pack(REPLY_MARK.value))
 
-# What the kernel adds to a listing, and what stands for "not set" there.
+# Attributes that the kernel adds to a listing where nothing was set.
 _RULE_DEFAULTS = frozenset(
     {(_FRA_SUPPRESS_PREFIXLEN, b"\xff" * 4), (_FRA_PROTOCOL, b"\0")},
 )
@@ -86,7 +86,7 @@ _ROUTE_DEFAULTS = frozenset({(_RTA_PREF, b"\0")})
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """Leads what carries the reply mark to `table`.
+    """A policy rule that has packets with the reply mark look up `table`.
 
     Without a protocol, as Istio's agent adds it: the kernel compares the protocol of a
     rule that is added, so with one of our own Istio's agent would add a second rule.
@@ -97,7 +97,7 @@ class PolicyRule:
     protocol: int = 0
 
     def message(self) -> bytes:
-        """The one description, as the body of a request."""
+        """Return the body of a request about this entry."""
         numbers = {
             _FRA_PRIORITY: REPLY_PRIORITY,
             _FRA_FWMARK: REPLY_MARK.value,
@@ -109,18 +109,21 @@ class PolicyRule:
         return header + _numbers(numbers) + protocol
 
     def add(self, netlink: Netlink) -> None:
-        """Add it, where the same does not stand yet. Raises ``OSError``."""
+        """Add the rule, where there is no such rule. Raises ``OSError``."""
         netlink.request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, self.message())
 
     def remove(self, netlink: Netlink) -> None:
-        """Remove one, if it stands. Raises ``OSError``, and `RulesError` to spare another's."""
+        """Remove one such rule, if there is any.
+
+        Raises ``OSError``, and `RulesError` where the kernel would remove somebody else's.
+        """
         rules = read_rules(netlink, self.family)
         if _is_first(self, ((rule, parse_rule(rule)) for rule in rules)):
             netlink.request(RTM_DELRULE, 0, self.message())
 
     @property
     def command(self) -> str:
-        """What to tell ``ip`` for the same."""
+        """The arguments of ``ip`` that do the same."""
         mark = f"{REPLY_MARK.value:#x}/{REPLY_MARK.mask:#x}"
         return f"rule add fwmark {mark} pref {REPLY_PRIORITY} lookup {self.table}"
 
@@ -130,7 +133,7 @@ class PolicyRule:
 
 @dataclass(frozen=True, slots=True)
 class LocalRoute:
-    """Makes everything local in `table`."""
+    """A route that makes every address local in `table`: packets go to sockets of the pod."""
 
     family: Family
     table: int = REPLY_TABLE
@@ -138,11 +141,11 @@ class LocalRoute:
 
     @property
     def marked(self) -> bool:
-        """Whether this agent has added it, for certain."""
+        """Whether the route has the mark of this agent."""
         return self.protocol == OWN_PROTOCOL
 
     def message(self) -> bytes:
-        """The one description, as the body of a request."""
+        """Return the body of a request about this entry."""
         numbers = {_RTA_TABLE: self.table, _RTA_OIF: _LOOPBACK_INDEX}
         if self.family is Family.V6:
             numbers[_RTA_PRIORITY] = _IP6_RT_PRIO_USER
@@ -151,11 +154,11 @@ class LocalRoute:
         return header + _numbers(numbers)
 
     def add(self, netlink: Netlink) -> None:
-        """Add it to a table without a default route. Raises ``OSError``."""
+        """Add the route to a table without a default route. Raises ``OSError``."""
         netlink.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, self.message())
 
     def mark(self, netlink: Netlink) -> "LocalRoute":
-        """Write our protocol on it in place, for one that was proven to be ours or Istio's.
+        """Give the route our protocol in place; it must be proven to be ours or Istio's.
 
         Raises ``OSError``.
         """
@@ -165,7 +168,10 @@ class LocalRoute:
         return marked
 
     def remove(self, netlink: Netlink) -> None:
-        """Remove it, if it stands. Raises ``OSError``, and `RulesError` to spare another's."""
+        """Remove the route, if it is there.
+
+        Raises ``OSError``, and `RulesError` where the kernel would remove somebody else's.
+        """
         routes = read_routes(netlink, self.family, self.table)
         defaults = (route for route in routes if not _header(route)[1])
         if _is_first(self, ((route, parse_route(route)) for route in defaults)):
@@ -173,7 +179,7 @@ class LocalRoute:
 
     @property
     def command(self) -> str:
-        """What to tell ``ip`` for the same."""
+        """The arguments of ``ip`` that do the same."""
         return f"route add local default dev lo table {self.table} protocol {self.protocol}"
 
     def __str__(self) -> str:
@@ -223,7 +229,7 @@ def lookup(rule: bytes) -> int | None:
 
 
 def preference(rule: bytes) -> int:
-    """Where a rule of the kernel's listing stands among the others."""
+    """The preference (priority) of a rule of the kernel's listing: the lowest is asked first."""
     return _number(rule, _FRA_PRIORITY, 0)
 
 
@@ -265,9 +271,9 @@ def read_marked_routes(netlink: Netlink, family: Family) -> list[LocalRoute]:
 
 def loopback_has_ipv6(netlink: Netlink) -> bool:
     """Whether IPv6 is enabled on the loopback interface. Raises ``OSError``."""
-    # Not through /proc/sys: a look-up there passes every other namespace's entry of that name.
+    # Not through /proc/sys: a look-up there passes every other netns' entry of that name.
     loopback = netlink.get(RTM_GETLINK, _LOOPBACK)
-    assert loopback is not None  # noqa: S101 - there is no namespace without
+    assert loopback is not None  # noqa: S101 - there is no netns without
     families = dict(attributes(dict(attributes(loopback[_LINK_HEADER.size :]))[_IFLA_AF_SPEC]))
     if AF_INET6 not in families:  # a kernel without IPv6 at all
         return False
@@ -276,22 +282,22 @@ def loopback_has_ipv6(netlink: Netlink) -> bool:
     return bool(disabled == 0)
 
 
-def _is_first(entry: Entry, standing: Iterable[tuple[bytes, Entry | None]]) -> bool:
-    """Whether the kernel would take `entry` for its own description; False: nothing stands."""
+def _is_first(entry: Entry, installed: Iterable[tuple[bytes, Entry | None]]) -> bool:
+    """Whether the kernel would delete `entry` at its own request; False: nothing is there."""
     request = entry.message()
-    for found, meaning in standing:
+    for found, meaning in installed:
         if _would_take(request, found):
             if meaning != entry:
                 raise RulesError(
                     f"cannot remove the {entry}: one of somebody else, with more conditions,"
-                    " stands before it, and the kernel would remove that one; remove it first"
+                    " comes before it, and the kernel would remove that one; remove it first"
                 )
             return True
     return False
 
 
 def _would_take(request: bytes, found: bytes) -> bool:
-    """Whether a request to delete means `found` to the kernel: what it leaves out is ignored."""
+    """Whether the kernel would delete `found` at `request`: what that leaves out counts as any."""
     asked, there = _header(request), _header(found)
     known = dict(attributes(found[_HEADER.size :]))
     return all(mine in {0, theirs} for mine, theirs in zip(asked, there, strict=True)) and all(

@@ -1,6 +1,7 @@
-"""The redirection of one pod as data: which packets, and where they go.
+"""The rules of one pod as data: which packets, and where they go.
 
-Backends render these rules; nothing here knows nftables or iptables.
+`RedirectSpec` says what one pod should have, `pod_rules` makes the rules of it. The backends
+write them for nftables or iptables; docs/redirection.md explains each packet's way.
 """
 
 from collections.abc import Iterator
@@ -34,9 +35,9 @@ DNS_PORT = 15053
 REPLY_TABLE = 100
 """Routing table that takes replies back to ztunnel."""
 SPARE_TABLES = range(15100, 15116)
-"""Taken in its place, the first that is free, where table 100 is somebody else's (sbr's, say)."""
+"""The first free one is taken where table 100 is somebody else's, the CNI plugin sbr's, say."""
 REPLY_PRIORITY = 32764
-"""Priority of the policy rule that leads there."""
+"""Priority of the policy rule that leads to the table."""
 
 PROXY_ZONE = 1
 """Conntrack zone of ztunnel's own DNS queries."""
@@ -50,7 +51,7 @@ REPLY_MARK = Mark(0x111)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedirectSpec:
-    """What one pod's redirection should be.
+    """The desired redirection of one pod.
 
     Raises ``ValueError`` for an interface name that could mean more than one
     interface, or more than an interface.
@@ -59,7 +60,7 @@ class RedirectSpec:
     ipv6: bool
     dns_capture: bool
     bypass_inbound: bool
-    """Inbound traffic is not captured."""
+    """Traffic that arrives for the pod is not redirected."""
     reroute_interfaces: tuple[str, ...]
     """What arrives on them is outbound traffic: from VMs and nested containers."""
     probe_v4: IPv4Address
@@ -67,12 +68,12 @@ class RedirectSpec:
     keep_open: bool = False
     """Connections that were open before the rules go on past ztunnel until they close (L28)."""
     leaving: bool = False
-    """Nothing new goes to ztunnel; what goes through it is still translated, and gets back."""
+    """New connections do not go to ztunnel; those that do already go on through ztunnel."""
 
     def __post_init__(self) -> None:
         for name in self.reroute_interfaces:
             if not is_interface(name):
-                raise ValueError(f"not an interface name that can stand in a rule: {name[:32]!r}")
+                raise ValueError(f"not an interface name that can be in a rule: {name[:32]!r}")
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -89,7 +90,7 @@ def pod_rules(spec: RedirectSpec) -> tuple[Rule, ...]:
         *(_raw(spec) if spec.dns_capture else ()),
     )
     if spec.leaving:
-        # The nat chains stay: with the last one, the kernel forgets its translations.
+        # The nat chains are left: with the last one, the kernel forgets its translations.
         rules = tuple(rule for rule in rules if not _sends_to_ztunnel(rule))
     elif spec.keep_open:
         # To conntrack, a connection from before it was there is new in mid-stream.

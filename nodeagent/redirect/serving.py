@@ -1,4 +1,4 @@
-"""ztunnel's sockets in a pod: where it listens, and what goes through it."""
+"""ztunnel's sockets in a pod: on which ports it listens, and how many connections it has."""
 
 import socket
 import struct
@@ -19,9 +19,10 @@ _SOURCE_PORT = struct.Struct("!4xH")  # after family, state, timer and retransmi
 
 
 def silent_ports(spec: RedirectSpec) -> tuple[int, ...]:
-    """Ports that `spec` redirects to, or that ztunnel is dialled at, where nobody listens.
+    """Return ports that `spec` needs and nobody listens on, in the calling thread's netns.
 
-    Asks the calling thread's network namespace. Raises `RulesError`.
+    Needed are the ports that packets are redirected to, and the one that other ztunnels
+    dial. Raises `RulesError`.
     """
     expected = {OUTBOUND_PORT, HBONE_PORT}
     if not spec.bypass_inbound:
@@ -32,7 +33,7 @@ def silent_ports(spec: RedirectSpec) -> tuple[int, ...]:
 
 
 def open_connections() -> int:
-    """How many TCP connections end at one of ztunnel's ports. Like `silent_ports`."""
+    """Count the TCP connections with one of ztunnel's ports, there. Raises `RulesError`."""
     ports = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT, DNS_PORT)
     return sum(port in ports for port in _local_ports(_OPEN))
 

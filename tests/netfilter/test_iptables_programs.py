@@ -52,7 +52,7 @@ async def test_programs_run_in_the_namespace_of_their_thread(
     finally:
         threads.close()
     assert inside(pod, backend.inspect, SPEC) == ()
-    assert not inside(elsewhere, backend.stands)
+    assert not inside(elsewhere, backend.is_installed)
 
 
 def test_a_look_needs_no_program(pod: Pod, programs: Path) -> None:

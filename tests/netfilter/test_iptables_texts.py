@@ -10,6 +10,7 @@ import pytest
 from nodeagent.netfilter.iptables import render_rule
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain, find_chains
+from nodeagent.netfilter.iptables_tables import Chains
 from nodeagent.netfilter.iptables_variant import find_variant, has_rules_of_others
 from nodeagent.netfilter.rule import (
     Accept,
@@ -24,7 +25,7 @@ from nodeagent.netfilter.rule import (
     Table,
 )
 from nodeagent.probes.iptables_rules import parse_chain
-from nodeagent.redirect.iptables_rules import CHAINS, Standing, render, render_removal
+from nodeagent.redirect.iptables_rules import CHAINS, render, render_removal
 from nodeagent.redirect.rules import RedirectSpec
 
 SPEC = RedirectSpec(
@@ -154,7 +155,7 @@ def parse(listing: str) -> dict[str, Chain[str]]:
     return find_chains(listing, HOOKS)["nat"]
 
 
-def standing(*jumps: int, held: bool = False) -> Standing:
+def installed(*jumps: int, held: bool = False) -> Chains:
     return {OUTPUT: Chain(rules=(b"accept",), jumps=jumps, held=held)}
 
 
@@ -176,19 +177,19 @@ def test_the_jump_is_moved_only_where_it_is_misplaced(
     jumps: tuple[int, ...], commands: list[str]
 ) -> None:
     """L20: the jump ends up once and first; one that stands so is left alone."""
-    assert nat_output(render(SPEC, Family.V4, replacing=standing(*jumps))) == commands
+    assert nat_output(render(SPEC, Family.V4, replacing=installed(*jumps))) == commands
 
 
 def test_tables_that_are_no_longer_wanted_go() -> None:
     """What stands of ours and is not wanted is removed by the same text."""
-    raw: Standing = {(Table.RAW, Hook.OUTPUT): Chain(rules=(), jumps=(1,), held=False)}
+    raw: Chains = {(Table.RAW, Hook.OUTPUT): Chain(rules=(), jumps=(1,), held=False)}
     text = render(replace(SPEC, dns_capture=False), Family.V4, replacing=raw)
     assert "*raw\n-D OUTPUT -j ISTIO_OUTPUT\n-F ISTIO_OUTPUT\n-X ISTIO_OUTPUT\nCOMMIT\n" in text
 
 
 def test_a_chain_that_others_lead_to_is_emptied() -> None:
     """The kernel keeps a chain that a foreign rule leads to, and foreign rules are not touched."""
-    assert render_removal(standing(1, held=True)) == (
+    assert render_removal(installed(1, held=True)) == (
         "*nat\n-D OUTPUT -j ISTIO_OUTPUT\n-F ISTIO_OUTPUT\nCOMMIT\n"
     )
     assert render_removal({}) == ""

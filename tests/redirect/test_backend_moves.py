@@ -34,7 +34,7 @@ def test_a_single_chain_is_enough_to_be_seen(pod: Pod, variant: Variant) -> None
     backend = IptablesBackend(variant)
     for name in ("ISTIO_OUTPUT", "ISTIO_PRERT"):
         inside(pod, restore, variant, Family.V6, marked("raw", name))
-        assert inside(pod, backend.stands)
+        assert inside(pod, backend.is_installed)
         assert inside(pod, backend.remove)
         assert "ISTIO" not in listing(pod, variant, Family.V6)
 
@@ -48,7 +48,7 @@ def test_a_look_creates_nothing(pod: Pod, tmp_path: Path) -> None:
             "IPv4 rules are missing",
             "IPv6 rules are missing",
         )
-        assert not inside(pod, backend.stands)
+        assert not inside(pod, backend.is_installed)
         assert not inside(pod, backend.remove)
         assert inside(pod, Backends.choose(variant).sweep) == Swept()
     assert inside(pod, find_variant, None, str(tmp_path)) is Variant.NFT
@@ -62,7 +62,7 @@ def test_a_look_at_existing_tables_adds_none(pod: Pod, family: Family) -> None:
     before = tables(pod)
     assert before == "nat\n"
     backend = IptablesBackend(Variant.LEGACY)
-    assert not inside(pod, backend.stands)
+    assert not inside(pod, backend.is_installed)
     assert tables(pod) == before
 
 
@@ -99,7 +99,7 @@ def test_moving_from_one_backend_to_another(
     inside(pod, backends.sweep)
     assert inside(pod, backends.chosen.inspect, SPEC) == ()
     if first is not second:
-        assert not inside(pod, Backends.choose(first).chosen.stands)
+        assert not inside(pod, Backends.choose(first).chosen.is_installed)
 
 
 async def test_a_move_cuts_no_connection(pod: Pod, other: Pod, version: int) -> None:

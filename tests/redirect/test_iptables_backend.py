@@ -10,9 +10,8 @@ import pytest
 from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore, save
 from nodeagent.netfilter.rule import Family
-from nodeagent.redirect.iptables_backend import IptablesBackend
+from nodeagent.redirect.iptables_backend import IptablesBackend, read
 from nodeagent.redirect.iptables_rules import render
-from nodeagent.redirect.iptables_state import read
 from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.apps import ask, conversation, echo_app
 from tests.lab.pod import Pod
@@ -165,11 +164,11 @@ def test_removal_leaves_nothing_of_ours(
 ) -> None:
     """Rules, chains and jumps are gone in both families; the second removal finds nothing."""
     inside(pod, backend.ensure, SPEC)
-    assert inside(pod, backend.stands)
+    assert inside(pod, backend.is_installed)
     assert inside(pod, backend.remove)
     for family in Family:
         assert "ISTIO" not in listing(pod, variant, family)
-    assert not inside(pod, backend.stands)
+    assert not inside(pod, backend.is_installed)
     assert not inside(pod, backend.remove)
 
 
@@ -185,7 +184,7 @@ def test_a_chain_that_anothers_rule_leads_to_does_not_stop_the_removal(
     assert inside(pod, backend.remove)
     assert "-A OUTPUT -p udp -j ISTIO_OUTPUT" in listing(pod, variant)
     assert listing(pod, variant).count("ISTIO") == 2
-    assert not inside(pod, backend.stands)
+    assert not inside(pod, backend.is_installed)
     inside(pod, backend.ensure, SPEC)
     assert inside(pod, backend.inspect, SPEC) == ()
 

@@ -71,8 +71,8 @@ def test_a_look_runs_no_program(
             break_programs(tmp_path, patch, pattern, "run")
         assert inside(pod, backend.inspect, SPEC) == ()
         assert inside(pod, backend.ensure, SPEC) == ()
-        assert inside(pod, backend.stands)
-        assert not inside(pod, other.stands)
+        assert inside(pod, backend.is_installed)
+        assert not inside(pod, other.is_installed)
 
 
 def test_a_crowd_in_a_chain_with_our_name_runs_no_program(
@@ -86,7 +86,7 @@ def test_a_crowd_in_a_chain_with_our_name_runs_no_program(
     with monkeypatch.context() as patch:
         break_programs(tmp_path, patch, "iptables", "run")
         assert inside(pod, backends.sweep) == Swept()
-        assert not inside(pod, in_pod.stands, backends)
+        assert not inside(pod, in_pod.is_installed, backends)
     assert listing(pod, variant).count("-A ISTIO_OUTPUT") == MANY
 
 

@@ -32,7 +32,7 @@ def test_what_is_not_proven_is_not_touched(pod: Pod, stranger: str, chosen: Vari
     STRANGERS[stranger](pod)
     before = everything(pod)
     backends = Backends.choose(chosen)
-    assert not inside(pod, in_pod.stands, backends)
+    assert not inside(pod, in_pod.is_installed, backends)
     assert inside(pod, backends.leftovers) == ()
     assert inside(pod, backends.sweep) == Swept()
     assert inside(pod, in_pod.remove, backends) == ()
@@ -114,7 +114,7 @@ def test_what_istios_agent_left_goes(pod: Pod, variant: Variant, family: Family)
     """L42: its rules are known by what they are, in each family by itself."""
     inside(pod, restore, variant, family, ISTIO[family])
     backends = Backends.choose(None)
-    assert inside(pod, in_pod.stands, backends)
+    assert inside(pod, in_pod.is_installed, backends)
     assert inside(pod, in_pod.remove, backends) == (f"rules in iptables-{variant} are not wanted",)
     assert "ISTIO" not in listing(pod, variant, family)
 

@@ -1,26 +1,24 @@
-"""What iptables has of ours in a network namespace, and how that differs from intent.
+"""What iptables has installed of given chains in a network namespace, without running a program.
 
-First the kernel is asked, by ways that change nothing, whether there can be
-anything: running a program to find out could make the tables that it looks for (L7).
+A chain of ours has the same name in each of iptables' tables and is called from a built-in
+chain (a hook). It is read in the kernel's own messages, for both variants and both families.
+Running a program to find out could make the tables that it looks for, and would list what
+others have beside our chains.
 """
 
 import errno
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from socket import AF_INET, AF_INET6
 
 from nodeagent.linux.netlink import Netlink
 from nodeagent.netfilter.errors import RulesError, explain
 from nodeagent.netfilter.iptables import FIRST
 from nodeagent.netfilter.iptables_legacy import read_chains, table_names
-from nodeagent.netfilter.iptables_programs import Variant, restore
+from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain
 from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 from nodeagent.netfilter.nft_state import count_uses, leads_to, read_chain, read_first_rule
 from nodeagent.netfilter.rule import Family, Hook, Table
-from nodeagent.netfilter.scratch import in_scratch_namespace
-from nodeagent.redirect.iptables_rules import CHAINS, Place, Standing, render
-from nodeagent.redirect.rules import RedirectSpec
 
 _NUMBERS = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
 # What a kernel says that was built without something.
@@ -32,49 +30,38 @@ _NO_NFTABLES = {
     errno.EAFNOSUPPORT,
 }
 
-Tables = Mapping[Family, Standing]
-"""Chains with our names by family; a family without any is left out."""
+Names = Mapping[Hook, str]
+"""The name of the chain for each hook."""
+Place = tuple[Table, Hook]
+Chains = Mapping[Place, Chain[bytes]]
+"""The chains of one family that are there."""
+Tables = Mapping[Family, Chains]
+"""The chains of both families; a family without any is left out."""
 
 
-def read(variant: Variant, *, making: bool = False) -> Tables:
-    """Read those chains in the calling thread's namespace; raises `RulesError`.
+def read_tables(variant: Variant, names: Names, *, making: bool = False) -> Tables:
+    """Read the chains `names` in the calling thread's netns. Raises `RulesError`.
 
-    In the kernel's own messages: no program is run, and what others have beside them costs
-    nothing with `Variant.NFT`, and little with `Variant.LEGACY`. Where legacy's tables
-    cannot be listed, those who are `making` them anyway ask for each, which makes it.
+    What others have beside them costs nothing with `Variant.NFT`, and little with
+    `Variant.LEGACY`. In a netns in which it cannot be listed which of legacy's tables there
+    are, a caller that is `making` them anyway has each of them asked for, which makes it.
     """
     if variant is Variant.NFT:
-        found = {family: _read_nft(family) for family in Family}
+        found = {family: _read_nft(family, names) for family in Family}
     else:
-        found = {family: _read_legacy(family, making=making) for family in Family}
-    return {family: standing for family, standing in found.items() if standing}
+        found = {family: _read_legacy(family, names, making=making) for family in Family}
+    return {family: chains for family, chains in found.items() if chains}
 
 
-@lru_cache(maxsize=64)
-def reference(variant: Variant, spec: RedirectSpec, family: Family) -> Standing:
-    """What `read` gives in one family where `spec` is true and nothing else was done.
-
-    Found out by doing it, because each version of the programs has its own notation;
-    64 keeps a tenant with many interface lists from growing it. Raises `RulesError`.
-    """
-
-    def done() -> Standing:
-        if text := render(spec, family):
-            restore(variant, family, text)
-        return read(variant).get(family, {})
-
-    return in_scratch_namespace(done)
-
-
-def differences(have: Standing, want: Standing) -> Iterator[str]:
-    """Say what has to change in `have` to make it `want`."""
+def differences(have: Chains, want: Chains, names: Names) -> Iterator[str]:
+    """Say what has to change in `have`, one family's chains, to make it `want`."""
     for place in (*want, *(place for place in have if place not in want)):
         for what in _place_differences(place, have, want):
             table, hook = place
-            yield f"table {table}: chain {CHAINS[hook]} {what}"
+            yield f"table {table}: chain {names[hook]} {what}"
 
 
-def _place_differences(place: Place, have: Standing, want: Standing) -> Iterator[str]:
+def _place_differences(place: Place, have: Chains, want: Chains) -> Iterator[str]:
     if place not in have:
         yield "is missing"
     elif place not in want:
@@ -97,7 +84,7 @@ def _chain_differences(have: Chain[bytes], want: Chain[bytes]) -> Iterator[str]:
             yield f"rule {number} differs"
 
 
-def _read_legacy(family: Family, *, making: bool) -> Standing:
+def _read_legacy(family: Family, names: Names, *, making: bool) -> Chains:
     try:
         tables, unsure = table_names(family), False
     except RulesError:
@@ -107,7 +94,7 @@ def _read_legacy(family: Family, *, making: bool) -> Standing:
     found: dict[Place, Chain[bytes]] = {}
     for table in tables.intersection(Table):
         try:
-            chains = read_chains(family, table, CHAINS)
+            chains = read_chains(family, table, names)
         except RulesError as error:
             cause = error.__cause__
             if not (unsure and isinstance(cause, OSError) and cause.errno in _NO_TABLE):
@@ -117,14 +104,14 @@ def _read_legacy(family: Family, *, making: bool) -> Standing:
     return found
 
 
-def _read_nft(family: Family) -> Standing:
+def _read_nft(family: Family, names: Names) -> Chains:
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
             return {
                 (table, hook): chain
                 for table in Table
-                for hook in Hook
-                if (chain := _read_nft_chain(netlink, _NUMBERS[family], table, hook))
+                for hook, name in names.items()
+                if (chain := _read_nft_chain(netlink, _NUMBERS[family], (table, hook), name))
             }
     except OSError as error:
         if error.errno in _NO_NFTABLES:
@@ -132,23 +119,25 @@ def _read_nft(family: Family) -> Standing:
         raise RulesError(f"cannot read the rules: {explain(error.errno or 0)}") from error
 
 
-def _read_nft_chain(netlink: Netlink, family: int, table: Table, hook: Hook) -> Chain[bytes] | None:
+def _read_nft_chain(netlink: Netlink, family: int, place: Place, name: str) -> Chain[bytes] | None:
     """Read one chain and its jumps; None where it is not there, or only for another's rule."""
-    name = CHAINS[hook]
+    table, _ = place
     uses = count_uses(netlink, family, table, name)
     if uses is None:
         return None
     rules = read_chain(netlink, family, table, name)
     leading = uses - len(rules)
-    jumps = _nft_jumps(netlink, family, table, hook, leading) if leading else ()
+    jumps = _nft_jumps(netlink, family, place, name, leading) if leading else ()
     held = leading > len(jumps)
     return Chain(rules, jumps, held) if rules or jumps or not held else None
 
 
 def _nft_jumps(
-    netlink: Netlink, family: int, table: Table, hook: Hook, leading: int
+    netlink: Netlink, family: int, place: Place, name: str, leading: int
 ) -> tuple[int, ...]:
-    built_in, target = hook.upper(), (CHAINS[hook], True)
+    """Positions of the jumps to the chain `name` among the `leading` rules that lead to it."""
+    table, hook = place
+    built_in, target = hook.upper(), (name, True)
     try:
         if leading == 1:  # as it should be: what others have behind it need not be read
             first = read_first_rule(family, table, built_in)
