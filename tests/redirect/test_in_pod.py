@@ -23,9 +23,12 @@ NAT, MANGLE, RAW = (f"istio-ambient-{table}" for table in ("nat", "mangle", "raw
 
 
 def everything(pod: Pod) -> str:
-    """Rules with handles and counters, policy rules and routes, to the byte."""
+    """Rules with handles and counters, policy rules and routes, to the byte.
+
+    Without what the kernel adds by itself when it has verified a link-local address.
+    """
     return "".join(
-        pod.shell(command)
+        line
         for command in (
             "nft -a list ruleset",
             "ip -4 -details rule",
@@ -33,6 +36,8 @@ def everything(pod: Pod) -> str:
             "ip -4 -details route show table all",
             "ip -6 -details route show table all",
         )
+        for line in pod.shell(command).splitlines(keepends=True)
+        if " fe80::" not in line
     )
 
 
