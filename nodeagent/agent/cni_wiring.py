@@ -10,6 +10,7 @@ from nodeagent.cni.install import loading
 from nodeagent.cni.install.binary import packaged_binary
 from nodeagent.cni.install.installer import Installer
 from nodeagent.cni.install.plan import Placement
+from nodeagent.cni.install.repair import Repairer
 from nodeagent.cni.install.uninstall import Report, uninstall
 from nodeagent.cni.let_through import DaemonPods, LetThrough
 from nodeagent.cni.plugin import Plugin
@@ -73,7 +74,7 @@ def installer(settings: Settings) -> Installer | None:
     """
     if settings.cni_net_dir is None:
         return None
-    return Installer(
+    repairer = Repairer(
         net_dir=settings.on_host(settings.cni_net_dir),
         bin_dir=settings.on_host(settings.cni_bin_dir),
         entry={
@@ -81,14 +82,17 @@ def installer(settings: Settings) -> Installer | None:
             "socket": settings.plugin_socket,
             "letThrough": _let_through(settings).entry(settings.exclude_namespaces),
         },
-        placement=placement(settings),
         binary_source=packaged_binary(),
+        root=settings.host_prefix or "/",
+    )
+    return Installer(
+        repairer,
+        placement=placement(settings),
         loading=partial(
             loading.ask,
             endpoint=settings.container_runtime_endpoint,
             prefix=settings.host_prefix,
         ),
-        root=settings.host_prefix or "/",
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.request import Attachment
 
-_REMEMBERED = 4096
+REMEMBERED = 4096
 """Deletions; hours of them on a busy node, and a request is late by seconds at the most."""
 
 
@@ -58,5 +58,5 @@ class Attachments:
             adding.deleted = known = True
         if not known:
             self._deleted[attachment] = None
-            if len(self._deleted) > _REMEMBERED:
+            if len(self._deleted) > REMEMBERED:
                 self._deleted.popitem(last=False)

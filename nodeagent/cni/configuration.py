@@ -8,10 +8,7 @@ from typing import Any, Self
 
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.json_text import Part, members
-
-VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-"""Versions of the CNI specification that are spoken, oldest first."""
-NEWEST = VERSIONS[-1]
+from nodeagent.cni.versions import VERSIONS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 

@@ -12,7 +12,7 @@ class Code(IntEnum):
     INVALID_CONFIGURATION = 7
     TRY_AGAIN = 11
     DIFFERS = 100
-    """What stands for the pod is not what should."""
+    """The pod's redirection is not as it should be."""
 
 
 class CniError(Exception):

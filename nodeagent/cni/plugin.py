@@ -9,11 +9,12 @@ import structlog
 from nodeagent.cni import result
 from nodeagent.cni.admission import Admission
 from nodeagent.cni.attachments import Attachments
-from nodeagent.cni.configuration import NEWEST, Configuration
+from nodeagent.cni.configuration import Configuration
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.istio import IstioRequest
 from nodeagent.cni.release import Release, attachment_of
 from nodeagent.cni.request import Attachment, Command, PodName, Request
+from nodeagent.cni.versions import NEWEST
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.held import N

@@ -4,9 +4,10 @@ import json
 from ipaddress import ip_interface
 from typing import Any
 
-from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration
+from nodeagent.cni.configuration import Configuration
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.json_text import Part, members
+from nodeagent.cni.versions import NEWEST, VERSIONS
 from nodeagent.mesh.pod import IPAddress
 
 MOST_ADDRESSES = 64

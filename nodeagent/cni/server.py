@@ -12,21 +12,22 @@ import structlog
 from aiohttp import web
 
 from nodeagent.cni import plugin_log, result
-from nodeagent.cni.configuration import NEWEST
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.plugin import Answer, Plugin
+from nodeagent.cni.versions import NEWEST
 from nodeagent.http_listener import Bounds, application, serve_http
 from nodeagent.linux.unix_sockets import listening
 from nodeagent.mesh.held import N
 
 log = structlog.get_logger()
 
-_ROOT = 0
-_MAX_BODY = (1 << 20) + (1 << 18)
+ROOT_UID = 0
+"""User ID of those who are answered: root, as container runtimes are."""
+MAX_BODY = (1 << 20) + (1 << 18)
 """Bytes: what the binary takes from standard input, and its environment."""
-_BODY_DEADLINE = 5.0
+BODY_DEADLINE = 5.0
 """Seconds; a request is there in one piece."""
-_BOUNDS = Bounds(connections=1024, seconds=5, body=_MAX_BODY)
+_BOUNDS = Bounds(connections=1024, seconds=5, body=MAX_BODY)
 """More connections than a node starts pods at once."""
 _STOP_TIMEOUT = 0.2
 """Seconds for requests under way when the agent stops; the runtime tries them again."""
@@ -53,9 +54,9 @@ async def serve_plugin(directory: str, plugin: Plugin[N]) -> AsyncIterator[None]
 def _is_root(connected: socket.socket) -> bool:
     credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     pid, uid, _ = struct.unpack("iII", credentials)
-    if uid != _ROOT:
+    if uid != ROOT_UID:
         log.warning("refused a peer", pid=pid, uid=uid)
-    return bool(uid == _ROOT)
+    return bool(uid == ROOT_UID)
 
 
 @contextlib.asynccontextmanager
@@ -98,11 +99,11 @@ async def _log(request: web.Request) -> web.Response:
 
 async def _body(request: web.Request) -> bytes:
     try:
-        async with asyncio.timeout(_BODY_DEADLINE):
+        async with asyncio.timeout(BODY_DEADLINE):
             return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
-        raise CniError(Code.INVALID_JSON, f"a request of more than {_MAX_BODY} bytes") from error
+        raise CniError(Code.INVALID_JSON, f"a request of more than {MAX_BODY} bytes") from error
     except TimeoutError as error:
         raise CniError(
-            Code.TRY_AGAIN, f"the request was not complete after {_BODY_DEADLINE:g} s"
+            Code.TRY_AGAIN, f"the request was not complete after {BODY_DEADLINE:g} s"
         ) from error

@@ -5,10 +5,11 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
+from unittest import mock
 
 from nodeagent.cni.admission import Admission
 from nodeagent.cni.let_through import DaemonPods, LetThrough
@@ -21,6 +22,7 @@ from tests.eventually import PATIENCE
 from tests.mesh.node import Bench, Node, bench
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,20 @@ class Runtime:
         self.missing: list[str] = []
         self.gone: set[str] = set()
         self.hidden: set[str] = set()
+        self.waiting = 0
+        """Requests that wait for the table to hear of a pod, or of all that there is."""
+
+    def counting(self, until: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        """Count those who wait for `until` in `waiting`."""
+
+        async def counted(*args: P.args, **keywords: P.kwargs) -> T:
+            self.waiting += 1
+            try:
+                return await until(*args, **keywords)
+            finally:
+                self.waiting -= 1
+
+        return counted
 
     def identify(self, netns: str) -> int:
         if netns in self.gone:
@@ -181,8 +197,12 @@ async def serving(
             deadline=deadline,
         )
         plugin = Plugin(on.table, admission, inspect=on.node.inspect)
-        async with serve_plugin(str(directory), plugin):
-            yield runtime
+        with (
+            mock.patch.object(on.table, "until", runtime.counting(on.table.until)),
+            mock.patch.object(on.table, "until_synced", runtime.counting(on.table.until_synced)),
+        ):
+            async with serve_plugin(str(directory), plugin):
+                yield runtime
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.cni import result
-from nodeagent.cni.configuration import NEWEST, VERSIONS, Configuration
+from nodeagent.cni.configuration import Configuration
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.request import Command, Environment, PodName, Request
+from nodeagent.cni.versions import NEWEST, VERSIONS
 
 ENVIRONMENT = {
     "CNI_COMMAND": "ADD",

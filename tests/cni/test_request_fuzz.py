@@ -13,11 +13,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nodeagent.cni import plugin_log, result
-from nodeagent.cni.configuration import VERSIONS, Configuration
+from nodeagent.cni.configuration import Configuration
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.istio import IstioRequest
 from nodeagent.cni.json_text import DEPTH
 from nodeagent.cni.request import Environment, Request
+from nodeagent.cni.versions import VERSIONS
 from tests.cni.container_runtime import serving
 from tests.cni.test_request import either
 from tests.eventually import PATIENCE

@@ -139,7 +139,7 @@ async def test_pod_that_the_watch_brings_late(tmp_path: Path) -> None:
     """A pod that the runtime starts before the watch has told of it waits, and is not asked for."""
     async with serving(tmp_path) as runtime:
         adding = asyncio.create_task(runtime.add())
-        await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
+        await eventually(lambda: runtime.waiting > 0)
         known(runtime)
         assert (await adding).success
         assert runtime.api.asked == []
@@ -219,7 +219,7 @@ async def test_pod_of_the_same_name_from_before(tmp_path: Path) -> None:
     async with serving(tmp_path) as runtime:
         known(runtime, "1", labels={})
         adding = asyncio.create_task(runtime.add(uid="2", netns=2))
-        await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
+        await eventually(lambda: runtime.waiting > 0)
         known(runtime, "2")
         assert (await adding).success
         assert runtime.on.node.ztunnel == {"2": 2}
@@ -328,7 +328,7 @@ async def test_agent_that_is_still_starting(tmp_path: Path) -> None:
     """A mesh pod waits for the first lists, and goes on with what they say."""
     async with serving(tmp_path, in_sync=False) as runtime:
         adding = asyncio.create_task(runtime.add())
-        await eventually(lambda: bool(runtime.on.table._synced._waiters))
+        await eventually(lambda: runtime.waiting > 0)
         assert runtime.api.asked == [], "the lists are under way"
         known(runtime)
         runtime.on.table.synced()
@@ -442,9 +442,9 @@ async def test_client_that_goes_away_is_not_worked_for(tmp_path: Path) -> None:
     async with serving(tmp_path, folder=True) as runtime:
         with descriptors_are_given_back():
             adding = asyncio.create_task(runtime.add())
-            await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
+            await eventually(lambda: runtime.waiting > 0)
             adding.cancel()
-            await eventually(lambda: not runtime.on.table._pod_seen._waiters)
+            await eventually(lambda: runtime.waiting == 0)
 
 
 async def test_thousands_at_once(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ async def test_thousands_at_once(tmp_path: Path) -> None:
             return reply.success
 
         adding = [asyncio.create_task(add(pod)) for pod in pods]
-        await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
+        await eventually(lambda: runtime.waiting > 0)
         for pod in late:
             runtime.on.table.pod_seen(pod)
         assert all(await asyncio.gather(*adding))

@@ -126,7 +126,7 @@ async def test_delete_while_its_add_looks_for_the_pod(tmp_path: Path) -> None:
     """An ADD that is not done when its DEL comes ends with a failure, and takes nothing over."""
     async with serving(tmp_path) as runtime:
         adding = asyncio.create_task(runtime.add())
-        await eventually(lambda: bool(runtime.on.table._pod_seen._waiters))
+        await eventually(lambda: runtime.waiting > 0)
         assert (await runtime.delete()).success
         known(runtime)
         assert (await adding).code == TRY_AGAIN
@@ -167,7 +167,7 @@ async def test_deletions_are_not_remembered_without_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a year of pods leaves behind is bounded; the latest count."""
-    monkeypatch.setattr("nodeagent.cni.attachments._REMEMBERED", 2)
+    monkeypatch.setattr("nodeagent.cni.attachments.REMEMBERED", 2)
     async with serving(tmp_path) as runtime:
         known(runtime)
         for container in ("c1", "c2", "c3"):
@@ -307,7 +307,7 @@ async def test_request_that_is_not_understood(tmp_path: Path, config: dict[str, 
 
 async def test_peer_that_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is not root is disconnected before a byte is read."""
-    monkeypatch.setattr(server, "_ROOT", 4711)
+    monkeypatch.setattr(server, "ROOT_UID", 4711)
     async with serving(tmp_path) as runtime:
         for name in ("pluginevent.sock", "log.sock"):
             with connected(str(tmp_path / name)) as peer:
@@ -320,7 +320,7 @@ async def test_peer_that_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 async def test_request_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that stalls is answered after a while, as CNI error JSON."""
-    monkeypatch.setattr(server, "_BODY_DEADLINE", 0.05)
+    monkeypatch.setattr(server, "BODY_DEADLINE", 0.05)
     async with serving(tmp_path):
         with connected(str(tmp_path / "pluginevent.sock")) as peer:
             peer.sendall(b"POST /cni HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
@@ -333,7 +333,7 @@ async def test_request_that_does_not_end(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_request_that_is_too_large(tmp_path: Path) -> None:
     """A body beyond every configuration is refused, not stored."""
     async with serving(tmp_path) as runtime:
-        reply = await runtime.post("/cni", bytes(server._MAX_BODY + 1))
+        reply = await runtime.post("/cni", bytes(server.MAX_BODY + 1))
         assert reply.code == 6
 
 

@@ -30,14 +30,14 @@ def packaged_binary() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """What the binary directory should have."""
+    """The content that the binary directory should have, and its digest."""
 
     content: bytes
     digest: str
 
     @classmethod
     def load(cls, source: str) -> Self:
-        """Read it from the package. Raises ``NoBinaryError``."""
+        """Read the binary from the package, at path `source`. Raises ``NoBinaryError``."""
         try:
             data = confdir.content(source)
         except OSError as error:
@@ -47,8 +47,8 @@ class Binary:
             ) from error
         return cls(data, hashlib.sha256(data).hexdigest()[:16])
 
-    def stands(self, bin_dir: str) -> bool:
-        """Whether it is in `bin_dir`, whole and executable. Raises ``OSError``."""
+    def is_installed(self, bin_dir: str) -> bool:
+        """Whether the binary is in `bin_dir`, whole and executable. Raises ``OSError``."""
         path = os.path.join(bin_dir, OURS)
         try:
             status = os.lstat(path)
@@ -59,5 +59,5 @@ class Binary:
             return False
 
     def install(self, bin_dir: str) -> None:
-        """Put it there; one that runs meanwhile runs on. Raises ``OSError``."""
+        """Put the binary there; a copy that runs meanwhile runs on. Raises ``OSError``."""
         confdir.replace(os.path.join(bin_dir, OURS), self.content, like=None, mode=_MODE)

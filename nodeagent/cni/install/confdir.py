@@ -1,4 +1,8 @@
-"""The CNI configuration directory on disk: nobody who reads it ever sees half a file."""
+"""The CNI directories on disk: read as a value, and written so that nobody sees half a file.
+
+`read` makes a `Directory` of whatever is there. `apply` writes changes to it, each only where
+the file is still what was read, under a temporary name that is then renamed.
+"""
 
 import contextlib
 import errno
@@ -8,13 +12,13 @@ import stat
 import time
 from collections.abc import Iterator
 
-from nodeagent.cni.directory import Changes, Directory, Files
 from nodeagent.cni.install.conflist import MAX_SIZE
+from nodeagent.cni.install.directory import Changes, Directory, Files
 
 SUFFIXES = (".conf", ".conflist", ".json")
 """Of the files that runtimes count: containerd, CRI-O and cri-dockerd ask libcni for these."""
 MOST = 1000
-"""Files that are read; a node has a handful."""
+"""Configurations in the directory; with more it is not read at all. A node has a handful."""
 _TEMPORARY = ".nodeagent-tmp"
 """Ends our temporary names: no runtime reads such a file."""
 _ABANDONED = 60.0
@@ -26,7 +30,7 @@ _NOT_FOR_RUNTIMES = (errno.ENOENT, errno.ELOOP, errno.EISDIR)
 
 
 class MovedError(Exception):
-    """A file is not any more what was read: somebody has written it meanwhile."""
+    """Somebody has written a file since it was read."""
 
 
 def read(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> Directory:
@@ -68,7 +72,7 @@ def names(path: str) -> list[str]:
 def apply(path: str, changes: Changes, before: Files) -> None:
     """Make `changes` where the files are still as in `before`.
 
-    What is new is there before anything goes. Raises ``MovedError``, or ``OSError``
+    New content is written before any file is removed. Raises ``MovedError``, or ``OSError``
     that names the file; what was not reached is as it was.
     """
     for name, data in sorted(changes.items()):
@@ -85,8 +89,8 @@ def apply(path: str, changes: Changes, before: Files) -> None:
 
 
 def content(path: str) -> bytes:
-    """What is in a file, to one byte more than is ever taken. Raises ``OSError``."""
-    # A FIFO is not waited for.
+    """What is in a file, up to ``MAX_SIZE`` and one byte more. Raises ``OSError``."""
+    # Without O_NONBLOCK, opening a FIFO would wait for its writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         mode = os.fstat(fd).st_mode
@@ -101,7 +105,7 @@ def content(path: str) -> bytes:
 
 
 def replace(path: str, data: bytes, *, like: str | None, mode: int = 0o600) -> None:
-    """Write a file at one stroke; it is on disk before it has its name.
+    """Write a file whole; its content is on disk before the file has its name.
 
     Mode and, where we may, owner are those of the file `like`, otherwise `mode` and ours.
     Raises ``OSError`` that names the file, which is then as it was.
@@ -129,7 +133,7 @@ def sweep(path: str) -> None:
 
 
 def _counted(path: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Names in the order in which runtimes come to them; a directory itself is none."""
+    """Names of configurations in the order in which runtimes read them; directories are none."""
     found: list[str] = []
     with os.scandir(path) as entries:
         for entry in entries:
@@ -169,7 +173,7 @@ def _write(path: str, data: bytes, like: str | None, mode: int) -> None:
     with open(fd, "wb", buffering=0) as file:
         if like is not None:
             model = os.stat(like)
-            # Without CAP_CHOWN it stays ours: runtimes, which are root, read it all the same.
+            # Without CAP_CHOWN the file stays ours: runtimes are root, and read it all the same.
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, model.st_uid, model.st_gid)
             mode = stat.S_IMODE(model.st_mode)
@@ -189,7 +193,7 @@ def _sync_directory(path: str) -> None:
 
 
 def whose(directory: str) -> str:
-    """Who owns a directory that we may not use, and what lets us; '' if that is not the reason."""
+    """Who owns a directory that we may not use, and the remedy; '' if the owner is us."""
     try:
         status = os.stat(directory)
     except OSError:

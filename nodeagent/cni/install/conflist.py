@@ -1,4 +1,9 @@
-"""A network configuration list as text: our entry goes in and out, every other byte stays."""
+"""A network configuration list as text: our entry goes in and out, every other byte stays.
+
+`ConfList` knows where each plugin is in the text, so that `with_entry` and `without_entry` can
+cut and insert there. What was installed and taken out again is the file that was there before,
+to the byte, whoever wrote it and however it is formatted.
+"""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +15,7 @@ from nodeagent.cni.json_text import BeyondBoundsError, Part, elements, members
 OURS = "nodeagent"
 """Type of our entry, and the name of the binary."""
 ISTIO = "istio-cni"
-"""Type of the entry that ours takes the place of."""
+"""Type of the entry of Istio's own plugin, in whose place ours is put."""
 MAX_SIZE = 1 << 20
 """Bytes; a hundred times what the longest known list has."""
 INSTALLED = "installed"

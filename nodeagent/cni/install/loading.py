@@ -15,13 +15,15 @@ class Loading:
     """What a runtime makes of the directory's files, in the order of their names."""
 
     most: int | None = None
-    """How many it loads, each for an interface of every pod; 0: all; None: it is not known."""
+    """How many files the runtime loads, each for an interface of every pod; 0: all of them;
+    None: that is not known."""
     tolerant: bool = False
-    """It passes over files that are not valid; else it loads nothing where one comes first."""
+    """The runtime passes over files that are not valid; otherwise it loads nothing where one
+    comes first."""
     conf_dir: str = ""
-    """On the host; empty: not known."""
+    """Directory of the configurations, as a path of the host; empty: not known."""
     bin_dirs: tuple[str, ...] = ()
-    """On the host; empty: not known."""
+    """Directories of the plugins' binaries, as paths of the host; empty: not known."""
     source: str = "nobody was asked"
     """The runtime, for people; or why nothing is known."""
 
@@ -30,7 +32,11 @@ UNKNOWN = Loading()
 
 
 async def ask(*, endpoint: str, prefix: str) -> Loading:
-    """Ask the container runtime; `endpoint` and `prefix` as for ``ContainerRuntime``."""
+    """Ask the container runtime at the socket with path `endpoint`.
+
+    An empty one is the first of the usual ones that is there, below `prefix`, where the
+    host's root is. Where nobody answers, `Loading.source` says why.
+    """
     from nodeagent.netns.cri import (  # noqa: PLC0415 - gRPC takes 9 MiB
         ContainerRuntime,
         RuntimeUnavailableError,

@@ -1,19 +1,15 @@
-"""What the files of the CNI configuration directory should be, given what they are."""
+"""What the files of the CNI configuration directory should be, given what they are.
+
+Pure: `plan` takes what was found in the directory and returns what has to be written and
+removed, `undone` what an uninstallation has to. Each starts from the files without any entry
+of ours, so what an earlier agent put elsewhere goes in the same step. Our entry carries notes
+of the installer: when it was made, of which file ours is a copy, and from which single
+plugin's configuration a list was converted.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nodeagent.cni.configuration import VERSIONS
-from nodeagent.cni.directory import (
-    Changes,
-    Directory,
-    Files,
-    as_list,
-    foreign_type,
-    list_name,
-    single_names,
-    types_of,
-)
 from nodeagent.cni.install.conflist import (
     INSTALLED,
     ISTIO,
@@ -25,7 +21,18 @@ from nodeagent.cni.install.conflist import (
     same,
     stand_alone,
 )
+from nodeagent.cni.install.directory import (
+    Changes,
+    Directory,
+    Files,
+    as_list,
+    foreign_type,
+    list_name,
+    single_names,
+    types_of,
+)
 from nodeagent.cni.install.loading import UNKNOWN, Loading
+from nodeagent.cni.versions import VERSIONS
 
 STAND_ALONE_NAME = "YYY-istio-cni.conf"
 """Sorts behind every primary configuration: no runtime takes it for one."""
@@ -47,10 +54,10 @@ class Placement:
     conf_name: str = ""
     """The primary configuration, or our own where it stands alone; empty: found, the default."""
     chained: bool = True
-    """False: in a configuration of its own that nobody but Multus uses."""
+    """False: our entry is a configuration of its own that nobody but Multus uses."""
     own_file: str | None = None
-    """With a copy of the primary's plugins in a file of this name, where that is known to
-    leave pods their network; None: in the primary."""
+    """Name of a file for a copy of the primary's plugins and our entry, made where the copy is
+    known to leave pods their network; None: our entry goes into the primary."""
     loading: Loading = UNKNOWN
     """What the container runtime makes of the directory."""
 
@@ -74,7 +81,7 @@ def plan(found: Directory, placement: Placement, entry: Entry) -> Plan:
     """Decide what to change. Raises ``NotYetError``.
 
     What an earlier agent put elsewhere is taken out. `entry` is our entry with the
-    time of its making: what stands and differs in nothing else is right.
+    time of its making: an installed one that differs in nothing else is right.
     """
     clean = {**found.files, **undone(found.files)}
     files = {name: data for name, data in clean.items() if data is not None}
@@ -85,13 +92,13 @@ def plan(found: Directory, placement: Placement, entry: Entry) -> Plan:
     if placement.own_file is not None:
         if not (reason := _no_own_file(found, files, primary, placement)):
             return _own_file(found, files, primary, placement.own_file, entry)
-        # What Istio's agent has written under our own file's name is a primary like others then.
+        # A file of Istio's agent under our own file's name is a primary like others then.
         primary = _primary(found, files, replace(placement, own_file=None))
     return replace(_in_primary(found, files, primary, entry), no_own_file=reason)
 
 
 def undone(files: Files) -> Changes:
-    """What it takes to have each file as it was without us."""
+    """What has to be written and removed for each file to be as it was without us."""
     changes: dict[str, bytes | None] = {}
     for name, data in files.items():
         entry = entry_of(data)
@@ -159,7 +166,7 @@ def _no_own_file(found: Directory, files: Files, primary: str, placement: Placem
     loading = placement.loading
     copied = primary_of_copy(found, name)
     if loading.most is None:
-        # What stands has been decided by an agent that knew.
+        # A copy that is there was made by an agent that knew.
         return "" if copied else f"it is not known which files are loaded: {loading.source}"
     if loading.most != 1:
         return (
@@ -183,8 +190,8 @@ def _own_file(found: Directory, files: Files, primary: str, name: str, entry: En
         )
     _require_spoken(primary, files[primary])
     source = as_list(primary, files[primary])
-    standing = files.get(name)
-    if standing is not None and not _adoptable(standing, source):
+    current = files.get(name)
+    if current is not None and not _adoptable(current, source):
         raise NotYetError(
             f"{name} is somebody else's configuration:"
             " set ISTIO_OWNED_CNI_CONFIG_FILENAME to another name"
@@ -206,12 +213,12 @@ def _in_primary(found: Directory, files: Files, primary: str, entry: Entry) -> P
             f"{primary} cannot become {target}, which is there already:"
             " take one of the two away, or name one in CNI_CONF_NAME"
         )
-    standing = found.files.get(target)
-    noted = _noted(_dated(entry, standing), _CONVERTED_FROM, primary)
-    if standing is not None and primary not in found.files:
-        base = ConfList.parse(standing)
+    current = found.files.get(target)
+    noted = _noted(_dated(entry, current), _CONVERTED_FROM, primary)
+    if current is not None and primary not in found.files:
+        base = ConfList.parse(current)
     else:
-        # Its own name, where it has one: addresses are accounted under it.
+        # The list keeps the network's name: addresses are accounted under that.
         base = ConfList.around(files[primary])
     changes = {target: _with_entry(primary, base, noted), primary: None}
     return _planned(found, files, changes, target=target, primary=primary)
@@ -244,7 +251,7 @@ def _planned(
 
 def _primary(found: Directory, files: Files, placement: Placement) -> str:
     conf_name = placement.conf_name
-    # It may have been converted, or be about to be.
+    # The named file may have been converted to a list, or be about to be.
     named = (conf_name, list_name(conf_name), *single_names(conf_name))
 
     def eligible(name: str) -> bool:
@@ -280,21 +287,21 @@ def _require_spoken(name: str, data: bytes) -> None:
 
 
 def _adoptable(data: bytes, source: ConfList) -> bool:
-    """Whether what stands under our own file's name may be written over.
+    """Whether a file under our own file's name, with content `data`, may be written over.
 
-    It may where Istio's agent has made it, where our entry was taken out of it, and
-    where no runtime can use it.
+    A file may that Istio's agent has made, one that was our copy of `source` before our entry
+    was taken out of it, and one that no runtime can use.
     """
     try:
-        standing = ConfList.parse(data)
+        current = ConfList.parse(data)
     except ConfError:
         return True
-    return ISTIO in standing.types or same(data, source.data)
+    return ISTIO in current.types or same(data, source.data)
 
 
-def _dated(entry: Entry, standing: bytes | None) -> Entry:
-    """`entry`, with the time of the one that stands if that is all that differs."""
-    other = entry_of(standing) if standing is not None else None
+def _dated(entry: Entry, current: bytes | None) -> Entry:
+    """`entry`, with the time of the installed one if the time is all that differs."""
+    other = entry_of(current) if current is not None else None
     if other is None or not alike(other, entry):
         return entry
     return _noted(entry, _AT, _notes(other).get(_AT, ""))

@@ -29,15 +29,16 @@ class Report:
     removed: tuple[str, ...] = ()
     """Files of ours."""
     kept: str = ""
-    """Why the binary stays (L18); empty: it is gone."""
+    """Why the binary stays (L18); empty: it was removed."""
 
 
 def uninstall(net_dir: str, bin_dir: str, *, prefix: str = "") -> Report:
     """Take out what any agent of ours has put in. Idempotent; Istio's entries stay.
 
-    The binary stays where sandboxes that were made with it may still be deleted: it
-    lets that succeed without an agent. `prefix` is where the host's root is. Raises
-    ``OSError`` that names what cannot be undone; the binary stays then too.
+    The binary stays while sandboxes exist that were made with our plugin in their chain: each
+    of them calls it once more, when it is deleted, and the binary lets that succeed without an
+    agent. `prefix` is where the host's root is. Raises ``OSError`` that names what cannot be
+    undone; the binary stays then too.
     """
     root = prefix or "/"
     net_dir, bin_dir = follow(net_dir, root).path, follow(bin_dir, root).path

@@ -5,17 +5,15 @@ import contextlib
 import json
 import os
 import subprocess
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from nodeagent.cni.install.installer import Installer
 from nodeagent.cni.install.loading import Loading
 from nodeagent.cni.install.plan import Placement
+from nodeagent.cni.install.repair import Repairer
 from tests.eventually import PATIENCE, eventually
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -75,20 +73,30 @@ class Node:
         await eventually(lambda: self.types(name)[-1:] == ["nodeagent"])
 
     def installer(self, **settings: Any) -> Installer:
-        """Make an installer for it; `settings` are its own, or those of its placement."""
+        """Make an installer for it; `settings` are its parts', or those of its placement."""
         names = {"conf_name", "chained", "own_file"} & settings.keys()
         place = {"own_file": OWN, **{name: settings.pop(name) for name in names}}
-        return Installer(
+        loading = settings.pop("loading", self.told)
+        repairer = Repairer(
             **{
                 "net_dir": str(self.net),
                 "bin_dir": str(self.bin),
                 "entry": ENTRY,
-                "placement": Placement(**place),
                 "binary_source": str(self.source),
-                "loading": self.told,
                 **settings,
             }
         )
+        return Installer(repairer, placement=Placement(**place), loading=loading)
+
+    async def settled(self, *installers: Installer) -> None:
+        """Wait until each installer has gone over all that has happened so far."""
+        # The pass that runs may have begun too early; the next one has not.
+        for one, before in {one: one.passes for one in installers}.items():
+            for more in (1, 2):
+                news = self.net / "news"
+                news.touch()
+                news.unlink()
+                await eventually(partial(lambda o, n: o.passes >= n, one, before + more))
 
     @contextlib.asynccontextmanager
     async def installing(self, **settings: Any) -> AsyncIterator[Installer]:
@@ -101,29 +109,6 @@ class Node:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-
-class Looks:
-    """Counts how often each installer has looked."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count: Counter[Installer] = Counter()
-        original = Installer._look
-
-        def look(installer: Installer) -> Any:
-            result = original(installer)
-            self.count[installer] += 1
-            return result
-
-        monkeypatch.setattr(Installer, "_look", look)
-
-    async def again(self, *installers: Installer) -> None:
-        """Wait until each has looked at all that has happened so far."""
-        # The look that runs may have begun too early; the next one has not.
-        for one, before in {one: self.count[one] for one in installers}.items():
-            for more in (1, 2):
-                one._stirred.set()
-                await eventually(partial(lambda o, n: self.count[o] >= n, one, before + more))
 
 
 async def installed(installer: Installer) -> None:

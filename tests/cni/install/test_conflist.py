@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nodeagent.cni.directory import Changes, Directory, Files
 from nodeagent.cni.install.conflist import ConfError, ConfList, entry_of
+from nodeagent.cni.install.directory import Changes, Directory, Files
 from nodeagent.cni.install.loading import Loading
 from nodeagent.cni.install.plan import (
     NoPrimaryError,

@@ -13,10 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodeagent.cni.install import installer as module
+from nodeagent.cni.install import repair
 from nodeagent.cni.install.loading import Loading
 from nodeagent.cni.install.plan import plan
-from nodeagent.cni.install.reverting import Brake
-from tests.cni.install.installing import CORPUS, CRIO, ENTRY, OWN, Looks, Node, installed, put, said
+from nodeagent.cni.install.reverting import RepairThrottle
+from tests.cni.install.installing import CORPUS, CRIO, ENTRY, OWN, Node, installed, put, said
 from tests.eventually import PATIENCE, eventually
 
 FLANNEL = "10-flannel.conflist"
@@ -25,11 +26,6 @@ FLANNEL = "10-flannel.conflist"
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(monkeypatch)
 
 
 async def test_binary_and_own_file(node: Node) -> None:
@@ -59,12 +55,12 @@ async def test_mode_and_owner_are_kept(node: Node) -> None:
     assert not (node.net / "99-bridge-crlf.conf").exists()
 
 
-async def test_waits_for_the_primary(node: Node, looks: Looks) -> None:
+async def test_waits_for_the_primary(node: Node) -> None:
     """On a fresh node it waits, says so once, and installs when the primary is there."""
     with capture_logs() as log:
         async with node.installing() as installer:
             await eventually(said(log, "no CNI plugin has written"))
-            await looks.again(installer)
+            await node.settled(installer)
             assert not installer.installed.is_set()
             node.has(FLANNEL)
             await installed(installer)
@@ -104,13 +100,13 @@ async def test_edited_entry_is_put_right(node: Node) -> None:
 
 
 @pytest.mark.parametrize("harm", ["deleted", "changed", "not executable", "link"])
-async def test_binary_comes_back(node: Node, harm: str, looks: Looks) -> None:
+async def test_binary_comes_back(node: Node, harm: str) -> None:
     """A binary that is not what it should be is replaced, a link by a file."""
     node.has(FLANNEL)
     binary = node.bin / "nodeagent"
     async with node.installing() as installer:
         await installed(installer)
-        await looks.again(installer)
+        await node.settled(installer)
         match harm:
             case "deleted":
                 binary.unlink()
@@ -154,7 +150,7 @@ async def test_new_primary_that_sorts_before(node: Node) -> None:
         await eventually(lambda: node.types(OWN) == ["cilium-cni", "nodeagent"])
 
 
-async def test_primary_is_rewritten_by_deleting_it(node: Node, looks: Looks) -> None:
+async def test_primary_is_rewritten_by_deleting_it(node: Node) -> None:
     """While the primary is away for a moment, ours stays, and is not made of another file."""
     primary = node.has(FLANNEL)
     node.has("10-weave.conflist")
@@ -162,16 +158,16 @@ async def test_primary_is_rewritten_by_deleting_it(node: Node, looks: Looks) -> 
         await installed(installer)
         whole = (node.net / OWN).read_bytes()
         primary.unlink()
-        await looks.again(installer)
+        await node.settled(installer)
         assert (node.net / OWN).read_bytes() == whole
         node.has(FLANNEL)
-        await looks.again(installer)
+        await node.settled(installer)
         assert (node.net / OWN).read_bytes() == whole
 
 
 async def test_primary_is_gone_for_good(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the grace our copy goes: no node looks ready with a network that nobody runs."""
-    monkeypatch.setattr(module, "GRACE", 0.1)
+    monkeypatch.setattr(repair, "GRACE", 0.1)
     primary = node.has(FLANNEL)
     with capture_logs() as log:
         async with node.installing() as installer:
@@ -186,13 +182,13 @@ async def test_primary_is_gone_for_good(node: Node, monkeypatch: pytest.MonkeyPa
 async def test_brake_and_diagnosis(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who keeps reverting is met at most once a second, and named with the setting."""
     repairs: list[float] = []
-    original = Brake.repaired
+    original = RepairThrottle.repaired
 
-    def repaired(self: Brake, now: float) -> bool:
+    def repaired(self: RepairThrottle, now: float) -> bool:
         repairs.append(now)
         return original(self, now)
 
-    monkeypatch.setattr(Brake, "repaired", repaired)
+    monkeypatch.setattr(RepairThrottle, "repaired", repaired)
     node.has("05-cilium.conflist")
     ours = node.net / OWN
     with capture_logs() as log:
@@ -206,14 +202,14 @@ async def test_brake_and_diagnosis(node: Node, monkeypatch: pytest.MonkeyPatch) 
     assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(repairs))
 
 
-async def test_invalid_files_are_warned_of_once(node: Node, looks: Looks) -> None:
+async def test_invalid_files_are_warned_of_once(node: Node) -> None:
     """An invalid file is passed over with one warning, and with another when it has changed."""
     (node.net / "00-broken.conflist").write_text("{")
     node.has(FLANNEL)
     with capture_logs() as log:
         async with node.installing() as installer:
             await installed(installer)
-            await looks.again(installer)
+            await node.settled(installer)
             put(node.net / "00-broken.conflist", b'{"name": "n", "plugins": 5}')
             await eventually(said(log, '"plugins" is not a list'))
     passed_over = [e["reason"] for e in log if e["event"] == "cni configuration passed over"]
@@ -233,7 +229,7 @@ async def test_restart_touches_nothing(node: Node) -> None:
     assert stats[0] == stats[1]
 
 
-async def test_two_agents_alike(node: Node, looks: Looks) -> None:
+async def test_two_agents_alike(node: Node) -> None:
     """During a restart with surge two installers with the same settings do not write in turns."""
     primary = node.has(FLANNEL)
     async with node.installing() as one, node.installing() as other:
@@ -241,11 +237,11 @@ async def test_two_agents_alike(node: Node, looks: Looks) -> None:
         await installed(other)
         put(primary, primary.read_bytes().replace(b'"hairpinMode": true', b'"mtu": 1400'))
         await eventually(lambda: b'"mtu": 1400' in (node.net / OWN).read_bytes())
-        await looks.again(one, other)
+        await node.settled(one, other)
         settled = (node.net / OWN).stat().st_mtime_ns
         for _ in range(3):
             put(node.net / "unrelated", b"")
-            await looks.again(one, other)
+            await node.settled(one, other)
         assert (node.net / OWN).stat().st_mtime_ns == settled
     assert node.types(OWN) == ["flannel", "portmap", "nodeagent"]
 
@@ -278,7 +274,7 @@ async def test_upgrade_with_surge(node: Node, own_file: str | None) -> None:
 
 async def test_earlier_agent_is_left_alone(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that a failed upgrade leaves behind gets its own entry back after the overlap."""
-    monkeypatch.setattr(module, "OVERLAP", 0.1)
+    monkeypatch.setattr(repair, "OVERLAP", 0.1)
     node.has(FLANNEL)
     async with node.installing() as old:
         await installed(old)
@@ -361,7 +357,7 @@ async def test_stops_only_when_its_hands_are_still(
         may_go_on.wait(PATIENCE)
         return plan(*args)
 
-    monkeypatch.setattr("nodeagent.cni.install.installer.plan", slow_plan)
+    monkeypatch.setattr("nodeagent.cni.install.repair.plan", slow_plan)
     task = asyncio.create_task(node.installer().run())
     await eventually(begun.is_set)
     task.cancel()

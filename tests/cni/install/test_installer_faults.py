@@ -15,7 +15,6 @@ from nodeagent.cni.install.binary import NoBinaryError, packaged_binary
 from tests.cni.install.installing import (
     CORPUS,
     OWN,
-    Looks,
     Node,
     installed,
     mounted,
@@ -133,16 +132,15 @@ async def test_disk_full(node: Node, own_file: str | None) -> None:
     assert len([e for e in log if "No space left" in str(e.get("reason"))]) == 1
 
 
-async def test_failed_attempt_is_no_news(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_attempt_is_no_news(node: Node) -> None:
     """What it does itself in vain does not wake it: it tries again once a second."""
-    looks = Looks(monkeypatch)
     with mounted(node.net, "size=16k"), capture_logs() as log:
         node.has(FLANNEL)
         fill(node.net)
         async with node.installing() as installer:
             await eventually(said(log, "No space left on device"))
-            first, begun = looks.count[installer], time.monotonic()
-            await eventually(lambda: looks.count[installer] > first + 1)
+            first, begun = installer.passes, time.monotonic()
+            await eventually(lambda: installer.passes > first + 1)
             assert time.monotonic() - begun > 0.9
 
 
@@ -170,17 +168,14 @@ def test_binary_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("own_file", [OWN, None])
-async def test_link_within_the_directory(
-    node: Node, own_file: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_link_within_the_directory(node: Node, own_file: str | None) -> None:
     """A link to a neighbor is one configuration with two names: the file changes, not the link."""
-    looks = Looks(monkeypatch)
     node.has(FLANNEL)
     (node.net / "05-first.conflist").symlink_to(FLANNEL)
     async with node.installing(own_file=own_file) as installer:
         await installed(installer)
         written = (node.net / (own_file or FLANNEL)).stat().st_mtime_ns
-        await looks.again(installer)
+        await node.settled(installer)
     assert (node.net / (own_file or FLANNEL)).stat().st_mtime_ns == written
     assert (node.net / "05-first.conflist").is_symlink()
     assert node.types(own_file or FLANNEL) == ["flannel", "portmap", "nodeagent"]

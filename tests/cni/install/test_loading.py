@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.cni.directory import Directory
 from nodeagent.cni.install.conflist import CONVERTED_NAME, ConfError, ConfList
+from nodeagent.cni.install.directory import Directory
 from nodeagent.cni.install.loading import UNKNOWN, Loading, loading_of
 from nodeagent.cni.install.plan import NotYetError, Placement, plan, stamped, undone
 

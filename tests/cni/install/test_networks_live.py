@@ -14,6 +14,7 @@ from nodeagent.cni.install import loading
 from nodeagent.cni.install.binary import packaged_binary
 from nodeagent.cni.install.installer import Installer
 from nodeagent.cni.install.plan import Placement
+from nodeagent.cni.install.repair import Repairer
 from tests.eventually import PATIENCE, eventually
 from tests.runtime.containerd import NETWORK, Containerd
 
@@ -46,12 +47,15 @@ async def until_loaded(runtime: Containerd, text: str) -> None:
 @contextlib.asynccontextmanager
 async def installed(runtime: Containerd) -> AsyncIterator[None]:
     """With the plugin in the chain, where containerd has read it."""
-    installer = Installer(
+    repairer = Repairer(
         net_dir=str(runtime.net_dir),
         bin_dir=str(runtime.bin_dir),
         entry=ENTRY,
-        placement=Placement(own_file=OWN),
         binary_source=packaged_binary(),
+    )
+    installer = Installer(
+        repairer,
+        placement=Placement(own_file=OWN),
         loading=partial(loading.ask, endpoint=runtime.endpoint, prefix=""),
     )
     task = asyncio.create_task(installer.run(), name="installer")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.cni.directory import Directory
 from nodeagent.cni.install import confdir
+from nodeagent.cni.install.directory import Directory
 from nodeagent.cni.install.uninstall import Report, uninstall
 from tests.cni.install.installing import CORPUS, OWN, Node, installed, mounted, put, remount
 

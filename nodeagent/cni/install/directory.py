@@ -1,4 +1,9 @@
-"""What is in the CNI configuration directory, as container runtimes see it."""
+"""What is in the CNI configuration directory, as container runtimes see it.
+
+A value without a disk behind it: `confdir` makes one of a real directory. It tells the files
+that no runtime can use from those that only we cannot, because the two are treated differently:
+the former are passed over, the latter are never passed over.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,9 +11,9 @@ from dataclasses import dataclass, field
 from nodeagent.cni.install.conflist import ISTIO, OURS, BeyondUsError, ConfError, ConfList
 
 Files = Mapping[str, bytes]
-"""Content by name: what there is, as runtimes see it."""
+"""Content by file name."""
 Changes = Mapping[str, bytes | None]
-"""New content by name; None: the file goes."""
+"""New content by file name; None: the file is removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +22,9 @@ class Directory:
 
     files: Files
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Why, by name: a runtime may be able to read them."""
+    """Why we cannot read a file, by its name: a runtime may be able to."""
     broken: Mapping[str, str] = field(default_factory=dict)
-    """Why, by name: there is nothing to read for a runtime either."""
+    """Why there is nothing to read for a runtime either, by the file's name."""
 
     def invalid(self) -> dict[str, str]:
         """Files that no runtime can use, and why."""
@@ -48,7 +53,7 @@ def as_list(name: str, data: bytes) -> ConfList:
 
 
 def types_of(name: str, data: bytes) -> tuple[str, ...]:
-    """Types of the plugins in a file; none if it cannot be used."""
+    """Types of the plugins in a file; none if the file cannot be used."""
     try:
         return as_list(name, data).types
     except ConfError:
@@ -61,11 +66,11 @@ def foreign_type(name: str, data: bytes) -> str:
 
 
 def list_name(name: str) -> str:
-    """What the list is called that a single plugin's configuration becomes."""
+    """Name of the list that a single plugin's configuration is converted to."""
     return f"{name.rpartition('.')[0]}.conflist"
 
 
 def single_names(name: str) -> tuple[str, ...]:
-    """Names of what a list may have been made from."""
+    """Names of the configurations that a list may have been converted from."""
     stem = name.rpartition(".")[0]
     return (f"{stem}.conf", f"{stem}.json")
