@@ -1,1 +1,1 @@
-"""The running agent: how its parts are built and joined, what a node and its settings give them."""
+"""The running agent: makes the parts from the settings, connects them, starts and stops them."""

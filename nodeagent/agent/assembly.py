@@ -1,4 +1,10 @@
-"""The heart of the agent, with the parts of the node that it works on."""
+"""What works together for the pods of one node, made from the settings and connected.
+
+Both the running agent and an uninstallation that releases the pods need all of this. The
+order is that of what needs what: threads that enter network namespaces, the host's rules
+for probes, where pods come from, then the table of workloads. The table is made before the
+parts that have news of pods, and the reconciler, which works on that news, is made last.
+"""
 
 import asyncio
 import contextlib
@@ -41,7 +47,6 @@ log = structlog.get_logger()
 class Assembly:
     """What works together for the pods of one node."""
 
-    threads: NetnsThreads
     probes: TakingOver
     origin: Origin
     ztunnels: ConnectedZtunnels
@@ -51,15 +56,15 @@ class Assembly:
     tasks: asyncio.TaskGroup
 
     async def start_probes(self) -> None:
-        """Have the host's rules for health probes stand, or be told why they do not."""
+        """Install the host's rules for health probes, or log why that cannot be done yet."""
         try:
             await self.probes.start()
         except RetryError as error:
-            # Pods are redirected and served without it; it is tried again all the time.
-            log.error("health probes of pods cannot be let through yet", reason=str(error))  # noqa: TRY400 - the reason is the message
+            # Pods are redirected and served without these rules, and `probes.keep` tries again.
+            log.error("health probes of pods cannot be let through yet", reason=str(error))  # noqa: TRY400 - no traceback: the error's text is for people
 
     def follow(self) -> None:
-        """Hear of pods, and tell the cluster of them, for as long as the tasks run."""
+        """Start to follow the pods, and to report on them, as tasks of the group."""
         if self.origin.deliver is not None:
             self.tasks.create_task(self.origin.deliver(), name="status")
         follow = _follow(self.origin.source, self.reconciler.table)
@@ -68,7 +73,7 @@ class Assembly:
 
 @contextlib.asynccontextmanager
 async def cluster_of(settings: Settings) -> AsyncIterator[ApiServer | None]:
-    """The cluster's API; None where pods come from a folder. Raises ``NoClusterError``."""
+    """The API server; None where pods come from a folder. Raises ``NoClusterError``."""
     if settings.pod_manifests is not None:
         yield None
     else:
@@ -80,13 +85,14 @@ async def cluster_of(settings: Settings) -> AsyncIterator[ApiServer | None]:
 async def assembled(
     settings: Settings, api: ApiServer | None, tasks: asyncio.TaskGroup
 ) -> AsyncIterator[Assembly]:
-    """Put the parts together, and take them apart at the end of the context.
+    """Make the parts, and close them at the end of the context.
 
-    `tasks` has to end before. Raises ``OSError``, ``RetryError``.
+    Their work is in `tasks`, which has to end before the context does. Raises ``OSError``,
+    ``RetryError``.
     """
     async with contextlib.AsyncExitStack() as stack:
         threads = stack.enter_context(contextlib.closing(NetnsThreads()))
-        # The host waits for no pod, and no pod decides how long it takes (L36).
+        # A thread of its own: work in the host's netns does not wait for work in pods (L36).
         host_threads = stack.enter_context(contextlib.closing(NetnsThreads(1, limits=NO_LIMITS)))
         variant = await iptables_variant(settings, host_threads)
         probes = await stack.enter_async_context(host_probes(settings, host_threads, variant))
@@ -116,7 +122,6 @@ async def assembled(
             table, dependencies, tasks, verify_interval=settings.verify_interval
         )
         yield Assembly(
-            threads=threads,
             probes=probes,
             origin=origin,
             ztunnels=ztunnels,

@@ -1,7 +1,11 @@
-"""The agent's place in the CNI chain, made from the settings: server and installer."""
+"""The agent's part in the CNI chain, made from the settings.
+
+The server answers the plugin's requests, the installer puts the plugin's binary and its
+entry into the host's directories, and `uninstall_plugin` takes both out again.
+"""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from nodeagent.agent.pod_sources import Origin
@@ -22,9 +26,9 @@ from nodeagent.netns.netns import Netns, NetnsId
 from nodeagent.redirect.redirector import PodRedirector
 
 _DAEMON_SET = "nodeagent"
-"""As in deploy/base, where the agent's own pod is not named."""
+"""The DaemonSet's name in deploy/base; taken where POD_NAME does not say another."""
 _ZTUNNEL = "ztunnel-"
-"""How Istio's chart and istioctl call the DaemonSet, with a dash."""
+"""How the names of ztunnel's pods begin, as Istio's chart and istioctl install them."""
 
 
 def plugin_server(
@@ -34,7 +38,7 @@ def plugin_server(
     policy: Policy,
     redirector: PodRedirector,
     origin: Origin,
-    missing: Callable[[], list[str]],
+    missing: Callable[[], Sequence[str]],
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Answer the plugin for as long as the context lasts. Raises ``OSError``."""
 
@@ -57,7 +61,7 @@ def plugin_server(
 
 
 def placement(settings: Settings, known: loading.Loading = loading.UNKNOWN) -> Placement:
-    """Where our entry goes, when `known` is what the container runtime says."""
+    """Where our entry goes; `known` is what the container runtime says of its directories."""
     own_file = settings.istio_owned_cni_config_filename
     return Placement(
         conf_name=settings.cni_conf_name,
@@ -68,7 +72,7 @@ def placement(settings: Settings, known: loading.Loading = loading.UNKNOWN) -> P
 
 
 def installer(settings: Settings) -> Installer | None:
-    """Return what keeps the plugin installed; None where the settings name no place for it.
+    """What keeps the plugin installed; None where CNI_NET_DIR is not set.
 
     Raises ``NoBinaryError``.
     """
@@ -108,7 +112,7 @@ def uninstall_plugin(settings: Settings) -> Report:
 
 
 def _let_through(settings: Settings) -> LetThrough:
-    # A DaemonSet's pods are called like it, with a dash and five characters.
+    # The name of a DaemonSet's pod is the DaemonSet's, a dash and five characters.
     name = settings.pod_name.rpartition("-")[0] or _DAEMON_SET
     return LetThrough(
         agent=DaemonPods(namespace=settings.pod_namespace, prefix=f"{name}-"),

@@ -1,4 +1,8 @@
-"""Where pods come from, who finds their namespaces, and who is told: a folder, or a cluster."""
+"""Where pods come from: a folder of manifests, or a cluster.
+
+The two differ in more than the source of pods: in a folder, the author of a manifest names
+the pod's netns, and there is nobody to report to but the log. `Origin` has all of that.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -27,21 +31,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What differs between the two."""
+    """A source of pods, with what belongs to it."""
 
     source: PodSource
     netns_finder: NetnsFinder[Netns]
     reporter: Reporter
     pod: Callable[[str, str], Awaitable[Pod | None]] | None = None
-    """Asks for a pod, by namespace and name, of which the source may not have told yet."""
+    """Asks for a pod, by namespace and name, of which the source may not have told yet.
+
+    None: there is nobody to ask. Raises ``RetryError``."""
     namespace: Callable[[str], Awaitable[Namespace | None]] | None = None
-    """Likewise for a Kubernetes namespace. Both raise ``RetryError``."""
+    """Likewise for a Kubernetes namespace."""
     deliver: Callable[[], Coroutine[None, None, None]] | None = None
-    """Tells the cluster, for as long as it runs."""
+    """Delivers what the reporter was told, until cancelled; None: nothing has to be delivered."""
 
 
 def from_folder(folder: str, verifier: Verifier) -> Origin:
-    """Pods from a folder of manifests, which name their namespaces themselves."""
+    """Pods from a folder of manifests, each with the path of its netns."""
     return Origin(
         source=ManifestFolder(folder),
         netns_finder=AnnotatedNetnsFinder(verifier),
@@ -53,7 +59,10 @@ def from_folder(folder: str, verifier: Verifier) -> Origin:
 async def from_cluster(
     settings: Settings, api: ApiServer, verifier: Verifier
 ) -> AsyncIterator[Origin]:
-    """Pods from the Kubernetes API, and their namespaces from the container runtime."""
+    """Pods from the Kubernetes API, and their netns from the container runtime or procfs.
+
+    Raises nothing by itself: an API server or runtime that is away is tried again.
+    """
     from nodeagent.netns.finding import opened_finder  # noqa: PLC0415 - gRPC takes 9 MiB
 
     labels = deciding_labels(settings.ambient_enablement_selector)
@@ -66,13 +75,13 @@ async def from_cluster(
             source=pods,
             netns_finder=netns_finder,
             reporter=status,
-            pod=_retried(pods.pod),
-            namespace=_retried(pods.namespace),
+            pod=_translated(pods.pod),
+            namespace=_translated(pods.namespace),
             deliver=status.run,
         )
 
 
-def _retried(ask: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def _translated(ask: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     async def asked(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await ask(*args, **kwargs)

@@ -1,16 +1,19 @@
-"""Taking the agent off its node for good: pods, the CNI chain, the host's rules."""
+"""Removing everything of the agent's from its node, when no agent is to follow.
+
+Three steps, in this order: the pods leave the mesh (only if asked for), the plugin leaves the
+CNI chain, and the host's rules for health probes are removed. The rules stay while pods of
+the mesh run on the node, because without them kubelet would find these pods unhealthy.
+"""
 
 import asyncio
 import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from nodeagent.agent.assembly import assembled, cluster_of
+from nodeagent.agent.assembly import Assembly, assembled, cluster_of
 from nodeagent.agent.cni_wiring import uninstall_plugin
 from nodeagent.agent.host import host_path, host_probes, open_host_netns
-from nodeagent.cluster.api import ApiServer
 from nodeagent.config import Settings
 from nodeagent.netns.costs import NO_LIMITS
 from nodeagent.netns.holders import held_addresses
@@ -19,9 +22,11 @@ from nodeagent.netns.verify import host_netns_ids
 from nodeagent.probes.removal import probed_addresses
 
 _LIST_TIMEOUT = 30.0
+"""Seconds until the pods of the node have to be known."""
 _RELEASE_TIMEOUT = 60.0
-"""Seconds beside REMOVAL_GRACE for which the command goes on trying."""
+"""Seconds, besides REMOVAL_GRACE, after which pods that are not released are given up."""
 _SHOWN = 10
+"""Addresses that are named at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +39,13 @@ class UninstallReport:
 
 
 async def uninstall(settings: Settings, *, release_pods: bool = False) -> UninstallReport:
-    """Take the agent out of the host and of the CNI chain, for good.
+    """Remove everything; with `release_pods` every pod is taken out of the mesh before.
 
-    With `release_pods` every pod is taken out of the mesh before. Otherwise pods stay
-    redirected until they are made anew, and while there are such pods on the node, the
-    host's rules for their health probes stay. Raises ``RetryError``, ``OSError``.
+    Without it, pods stay redirected until they are made anew. Raises ``RetryError``,
+    ``OSError``, and ``NoClusterError`` with `release_pods`.
     """
-    remain = await _released(settings) if release_pods else []
-    lines = [*remain, *_unchained(settings)]
+    remain = await _release_pods(settings) if release_pods else []
+    lines = [*remain, *_leave_chain(settings)]
     with contextlib.closing(NetnsThreads(4, limits=NO_LIMITS)) as threads:
         pods = await _probed_pods(settings, threads)
         if pods:
@@ -64,7 +68,7 @@ async def uninstall(settings: Settings, *, release_pods: bool = False) -> Uninst
     return UninstallReport(tuple(lines), complete=not remain and not host.failed)
 
 
-def _unchained(settings: Settings) -> Iterable[str]:
+def _leave_chain(settings: Settings) -> Iterable[str]:
     if settings.cni_net_dir is None:
         yield "CNI_NET_DIR is not set: the CNI chain is left as it is"
         return
@@ -82,7 +86,7 @@ def _unchained(settings: Settings) -> Iterable[str]:
 
 
 async def _probed_pods(settings: Settings, threads: NetnsThreads) -> list[str]:
-    """The addresses of pods that run on the node, and whose probes the host's rules let through."""
+    """The addresses in the host's sets that pods of this node have now."""
     with open_host_netns(settings) as host:
         probed = await threads.run(host, probed_addresses)
     if not probed:
@@ -92,37 +96,38 @@ async def _probed_pods(settings: Settings, threads: NetnsThreads) -> list[str]:
     return sorted(str(address) for address in (probed if held is None else probed & held))
 
 
-async def _released(settings: Settings) -> list[str]:
-    """Take every pod out of the mesh; return a line for each that is not."""
-    async with cluster_of(settings) as api:
-        outcome: asyncio.Future[list[str]] = asyncio.Future()
-        working = asyncio.create_task(_release(settings, api, outcome), name="release")
-        either: tuple[asyncio.Future[Any], ...] = (working, outcome)
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        # What keeps pods right and tells the cluster has no end of its own.
-        working.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await working
-        return outcome.result()
+class _ReleasedError(Exception):
+    """Ends the task group that takes pods out of the mesh: its tasks have no end of their own."""
 
 
-async def _release(
-    settings: Settings, api: ApiServer | None, outcome: asyncio.Future[list[str]]
-) -> None:
+async def _end_group() -> None:
+    raise _ReleasedError
+
+
+async def _release_pods(settings: Settings) -> list[str]:
+    """Take every pod out of the mesh; return a line for each that is not released."""
+    remain: list[str] = []
     tasks = asyncio.TaskGroup()
-    async with assembled(settings, api, tasks) as node:
-        await node.start_probes()
-        async with tasks:
-            node.follow()
-            try:
-                async with asyncio.timeout(_LIST_TIMEOUT):
-                    await node.reconciler.table.until_synced()
-            except TimeoutError:
-                outcome.set_result([f"no pod is released: no list of them in {_LIST_TIMEOUT:g} s"])
-            else:
-                remain = await node.reconciler.release(settings.removal_grace + _RELEASE_TIMEOUT)
-                outcome.set_result([f"{row.pod} is not released: {row.detail}" for row in remain])
-            await asyncio.Event().wait()
+    try:
+        async with cluster_of(settings) as api, assembled(settings, api, tasks) as node:
+            await node.start_probes()
+            async with tasks:
+                node.follow()
+                remain = await _release_known_pods(node, settings.removal_grace)
+                tasks.create_task(_end_group(), name="released")
+    except* _ReleasedError:
+        pass
+    return remain
+
+
+async def _release_known_pods(node: Assembly, grace: float) -> list[str]:
+    try:
+        async with asyncio.timeout(_LIST_TIMEOUT):
+            await node.reconciler.table.until_synced()
+    except TimeoutError:
+        return [f"no pod is released: no list of them in {_LIST_TIMEOUT:g} s"]
+    remain = await node.reconciler.release(grace + _RELEASE_TIMEOUT)
+    return [f"{workload.pod} is not released: {workload.detail}" for workload in remain]
 
 
 def _count(pods: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Whether a new sandbox may go on: only in the mesh, or where its pod is not meant to be."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Generic
@@ -33,7 +33,7 @@ NamespaceLookup = Callable[[str], Awaitable[Namespace | None]]
 """Likewise for a Kubernetes namespace."""
 Identify = Callable[[str], Hashable]
 """Returns the ``id`` of the network namespace at a path of the host. Raises ``OSError``."""
-Missing = Callable[[], list[str]]
+Missing = Callable[[], Sequence[str]]
 """What keeps the agent from being ready, in words; empty when it is."""
 
 
