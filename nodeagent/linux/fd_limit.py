@@ -1,4 +1,4 @@
-"""Room for file descriptors: one for each pod's namespace, and more for what watches it."""
+"""The limit of open files, of which each pod takes some: its netns, and sockets that watch it."""
 
 import fcntl
 import os
@@ -8,10 +8,11 @@ from nodeagent.linux import syscalls as kernel
 
 
 def raise_nofile_limit(expected: int) -> None:
-    """Raise the soft limit to the hard one, and let the table hold `expected` now.
+    """Raise the soft limit to the hard one, and the descriptor table to `expected` entries.
 
-    The usual limit of 1,024 is low. And once there are threads, the kernel waits an
-    RCU grace period (milliseconds) each time that the table has to grow.
+    The usual soft limit of 1,024 is low. The table grows by itself, but once there are
+    threads each time costs an RCU grace period of the kernel, some milliseconds. So the
+    table is made large before the first thread. Raises ``OSError``.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -20,11 +21,11 @@ def raise_nofile_limit(expected: int) -> None:
 
 
 def leave_table() -> None:
-    """Give the calling thread a descriptor table of its own, empty but for the standard three.
+    """Give the calling thread a descriptor table of its own, with descriptors 0 to 2 only.
 
-    What the thread opens from now on has low numbers, and no other thread sees it. The
-    thread must not touch descriptors of before, whose numbers mean nothing to it any
-    more. Raises ``OSError``.
+    Descriptors that the thread opens from now on have low numbers, and other threads do not
+    have them. The thread must not use descriptors from before: in its own table they are
+    closed. Raises ``OSError``.
     """
     kernel.unshare(kernel.CLONE_FILES)
     highest = max(map(int, os.listdir("/proc/thread-self/fd")))

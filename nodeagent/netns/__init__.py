@@ -1,1 +1,1 @@
-"""Finding, verifying, holding and entering network namespaces."""
+"""Network namespaces (netns): finding a pod's, verifying, holding and entering it."""

@@ -1,4 +1,4 @@
-"""Which addresses a network namespace holds."""
+"""Which addresses a netns has."""
 
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -15,7 +15,7 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 
 
 def local_addresses() -> frozenset[IPAddress]:
-    """Ask the calling thread's network namespace. Raises ``OSError``."""
+    """The addresses in the calling thread's netns. Raises ``OSError``."""
     with Netlink(NETLINK_ROUTE) as netlink:
         return frozenset(_addresses(netlink))
 

@@ -1,4 +1,4 @@
-"""Namespaces that the pod's own manifest names."""
+"""Network namespaces whose path is in the pod's own manifest."""
 
 from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import NETNS_PATH, Pod
@@ -7,7 +7,7 @@ from nodeagent.netns.verify import Verifier
 
 
 class AnnotatedNetnsFinder:
-    """Finds a pod's namespace at the path in its annotation ``nodeagent.io/netns``.
+    """Finds a pod's netns at the path in its annotation ``nodeagent.io/netns``.
 
     Only for pods from a folder of manifests, whose author is the operator: in a
     cluster, a tenant could name any path of the node.
@@ -20,7 +20,7 @@ class AnnotatedNetnsFinder:
         self,
         pod: Pod,
         handed_over: str | None,
-        held: Netns | None = None,  # noqa: ARG002 - to look anew costs little
+        held: Netns | None = None,  # noqa: ARG002 - part of the protocol; to open the path again costs little
     ) -> Netns:
         """Open and verify; see `nodeagent.mesh.dependencies.NetnsFinder`."""
         path = handed_over or pod.annotations.get(NETNS_PATH)

@@ -1,11 +1,13 @@
-"""What work in one pod's network namespace has cost lately, and what follows from that.
+"""What the agent's work in one pod's netns has cost lately, and what follows from that.
 
-A pod with NET_ADMIN decides how long a look at its rules takes. So each namespace has an
-account: the seconds for which its jobs held a thread, and those of the processor that
-they used, of which some are forgiven each second. Who holds threads for long shares a
-lane with its like: that harms nobody, though it may be the kernel's or the machine's
-fault. Who uses the processor for long is refused for some time: a pod that only waits
-for a busy machine is not.
+A pod with NET_ADMIN decides how long it takes to read the pod's rules. So each netns has an
+account of two costs: the seconds for which its jobs held a thread, and the seconds of the
+processor that they used. Of both, some are forgiven each second.
+
+A netns whose jobs held threads for long gets a lane with others like it. That does no harm
+even where the kernel or a busy machine is to blame. A netns whose jobs used the processor for
+long gets no job for some time. A busy machine alone does not lead to that, because jobs that
+wait use no processor.
 """
 
 import math
@@ -17,20 +19,20 @@ from typing import NamedTuple, Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much each namespace may take. An ordinary look takes 2 ms of either."""
+    """How much each netns may take. To inspect an ordinary pod's rules takes 2 ms of either."""
 
     cheap: float = 1.0
-    """Seconds of a thread; a namespace that has held one for longer takes the other lane."""
+    """Seconds of a thread; a netns that has held one for longer takes the other lane."""
     allowance: float = 1.0
-    """Seconds of the processor; one that has used more is refused until enough is forgiven."""
+    """Seconds of the processor; a netns that has used more is refused until enough is forgiven."""
     forgiven: float = 0.01
     """Seconds in each second: 0.6 a minute, 40 times what an ordinary pod takes."""
     longest_rest: float = 60.0
-    """Seconds; as long as an enrolled pod waits for its next look anyway."""
+    """Seconds; an enrolled pod is verified as often anyway."""
 
 
 NO_LIMITS = Limits(cheap=math.inf, allowance=math.inf)
-"""For the host's own namespace, in which no pod decides how long something takes."""
+"""For the host's netns, in which no pod decides how long something takes."""
 
 
 class Cost(NamedTuple):
@@ -50,7 +52,7 @@ class Cost(NamedTuple):
 
 
 class Account:
-    """The costs of one namespace."""
+    """The costs of one netns."""
 
     __slots__ = ("_clock", "_held", "_limits", "_since", "_used")
 
@@ -63,7 +65,7 @@ class Account:
         self._since = clock()
 
     def charge(self, cost: Cost) -> None:
-        """Note what a job has cost; what the longest rest would not forgive is waived."""
+        """Add what a job has cost, up to what `longest_rest` forgives."""
         self._forgive()
         longest = self._limits.longest_rest * self._limits.forgiven
         self._held = min(self._held + cost.held, self._limits.cheap + longest)
@@ -77,13 +79,13 @@ class Account:
 
     @property
     def cheap(self) -> bool:
-        """Whether its next job may run beside those of ordinary pods."""
+        """Whether the next job may take the lane of ordinary pods."""
         self._forgive()
         return self._held <= self._limits.cheap
 
     @property
     def rest(self) -> float:
-        """Seconds for which no job of it may begin."""
+        """Seconds for which no job may begin."""
         self._forgive()
         return max(0.0, (self._used - self._limits.allowance) / self._limits.forgiven)
 

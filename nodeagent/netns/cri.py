@@ -1,4 +1,4 @@
-"""The container runtime, asked over CRI where the sandboxes of pods are."""
+"""The container runtime, asked over CRI for the sandboxes of pods and their netns."""
 
 import json
 import os
@@ -33,7 +33,7 @@ _TIMEOUT = 5.0
 _MAX_PID = 1 << 22
 """PID_MAX_LIMIT of 64-bit kernels (include/linux/threads.h)."""
 _APART = 0.02
-"""Seconds between lists."""
+"""Seconds from one list to the next at the least."""
 _OPTIONS = [
     # The address of a Unix socket is no host name, and some servers check it.
     ("grpc.default_authority", "localhost"),
@@ -45,7 +45,7 @@ _OPTIONS = [
 ]
 
 _NOBODY_THERE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED})
-"""A socket that a former runtime has left, and a containerd whose CRI plugin is off."""
+"""What a socket answers that a former runtime has left, or a containerd without its CRI plugin."""
 
 M = TypeVar("M", bound=Message)
 
@@ -56,7 +56,7 @@ class RuntimeUnavailableError(RetryError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeVersion:
-    """Which runtime answers, for people."""
+    """The name and version of the runtime, for people."""
 
     name: str
     version: str
@@ -71,12 +71,12 @@ class ContainerRuntime:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def version(self) -> RuntimeVersion:
-        """Ask who it is. Raises ``RuntimeUnavailableError``."""
+        """The runtime's name and version. Raises ``RuntimeUnavailableError``."""
         answer = await self._call("Version", cri_pb2.VersionRequest(), cri_pb2.VersionResponse)
         return RuntimeVersion(name=answer.runtime_name, version=answer.runtime_version)
 
     async def info(self) -> Mapping[str, str]:
-        """What it tells of its own configuration: JSON texts by key, different in each runtime.
+        """The runtime's own configuration: JSON texts by key, different in each runtime.
 
         Raises ``RuntimeUnavailableError``.
         """
@@ -97,7 +97,7 @@ class ContainerRuntime:
         return found
 
     async def netns_paths(self, sandbox: str) -> Sequence[str]:
-        """Where on the host the sandbox's network namespace is, the surest path first.
+        """Paths on the host of the sandbox's netns, the surest first.
 
         Raises ``RuntimeUnavailableError``, also where the sandbox has gone.
         """
@@ -109,7 +109,7 @@ class ContainerRuntime:
         if paths := netns_paths(answer.info.get("info", "")):
             return paths
         raise RuntimeUnavailableError(
-            "the container runtime does not say where the sandbox's namespace is"
+            "the container runtime does not say where the sandbox's netns is"
         )
 
     async def close(self) -> None:
@@ -156,7 +156,7 @@ class ContainerRuntime:
 
 
 class RuntimeSandboxes:
-    """Where the sandboxes of a pod have their network namespaces."""
+    """Finds a pod's netns by what the container runtime says of the pod's sandboxes."""
 
     name = "container runtime"
 
@@ -178,17 +178,17 @@ class RuntimeSandboxes:
             try:
                 paths += await self._runtime.netns_paths(sandbox)
             except RuntimeUnavailableError as error:
-                failures.append(error)  # it has gone meanwhile; the others have not
+                failures.append(error)  # the sandbox has gone meanwhile; the others may be there
         if failures and not paths:
             raise failures[0]
         return paths
 
 
 def netns_paths(info: str) -> list[str]:
-    """Where a sandbox's network namespace is, by what runtimes say verbosely, in JSON.
+    """The paths of a sandbox's netns in `info`, the runtime's verbose status as JSON text.
 
-    No field of it is in CRI's contract: each is taken where it is there and makes sense. So
-    CRI-O says no process where a pod has no infra container.
+    CRI does not define the fields, so each is used only where it is there and makes sense.
+    CRI-O, for instance, names no process for a pod without an infra container.
     """
     try:
         said = json.loads(info)
@@ -202,14 +202,14 @@ def netns_paths(info: str) -> list[str]:
     ]
     found = [path for path in paths if isinstance(path, str) and path]
     pid = _inner(said, "pid")
-    # The process's is there too where the agent's mounts do not show the path.
+    # This path works also where the agent's mounts do not show the other one.
     if type(pid) is int and 0 < pid <= _MAX_PID:
         found.append(f"/proc/{pid}/ns/net")
     return found
 
 
 def _inner(value: Any, *keys: str) -> Any:
-    """What is at the end of `keys`; None where something else is on the way."""
+    """The value under `keys`, one in another; None where one of them is not there."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -1,4 +1,8 @@
-"""The network namespace of a pod, found by whatever way leads to it."""
+"""Finding a pod's netns: at the path that was handed over, where it was last, or by asking.
+
+Whom to ask is a `Way`: the container runtime, then the node's processes. Each path that is
+found is verified, because it may lead to another pod's netns, or to one that is gone.
+"""
 
 import contextlib
 from collections import OrderedDict
@@ -21,28 +25,28 @@ _MOST_REMEMBERED = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Where a pod's namespace was, and by which addresses that was told."""
+    """Where a pod's netns was, and by which addresses it was verified."""
 
     path: str
     addresses: tuple[IPAddress, ...]
 
 
 class Way(Protocol):
-    """A way to a pod's network namespace."""
+    """Something that knows where pods' network namespaces are."""
 
     @property
     def name(self) -> str:
-        """What it is called, for people."""
+        """The name in error messages."""
 
     async def paths(self, uid: str) -> Sequence[str]:
-        """Paths on the host at which the pod's namespace may be, the likeliest first.
+        """Paths on the host at which the pod's netns may be, the likeliest first.
 
         `uid` is what the runtime calls the pod (`Pod.sandbox_uid`). Raises ``RetryError``.
         """
 
 
 class NodeNetnsFinder:
-    """Finds a pod's namespace: where it was handed over, where it was last, or by the ways."""
+    """Finds the network namespaces of this node's pods."""
 
     def __init__(self, verifier: Verifier, *ways: Way, prefix: str) -> None:
         """`ways` are tried in this order; `prefix` is before every path on the host."""
@@ -54,9 +58,9 @@ class NodeNetnsFinder:
     async def find(self, pod: Pod, handed_over: str | None, held: Netns | None = None) -> Netns:
         """Open and verify; see `nodeagent.mesh.dependencies.NetnsFinder`.
 
-        A namespace that is not the pod's is passed over: one of another pod, through
-        which a process of this one goes (L10), or one that is gone by now. What each
-        way said is in the ``RetryError`` that is raised where none leads to it (L4).
+        A netns that is not the pod's is passed over: a process of this pod may be passing
+        through another pod's netns (L10). Where no path leads to the pod's netns, the
+        ``RetryError`` has what each way said (L4).
         """
         if not pod.addresses:
             raise RetryError("has no address yet, by which its namespace could be told")
@@ -96,9 +100,9 @@ class NodeNetnsFinder:
                     yield way.name, path
 
     def _is_still(self, pod: Pod, handed_over: str | None, held: Netns) -> bool:
-        """Whether what was verified last time is where it was.
+        """Whether `held`, which was verified before, is still at the path where it was.
 
-        For as long as it is held open no other namespace can have its identity.
+        While it is held open no other netns can have its identity.
         """
         last = self._remembered.get(pod.uid)
         if last is None or last.addresses != pod.addresses:
@@ -121,7 +125,7 @@ class NodeNetnsFinder:
 async def opened_finder(
     verifier: Verifier, *, endpoint: str, prefix: str
 ) -> AsyncIterator[NodeNetnsFinder]:
-    """The ways of a node: the container runtime at `endpoint` ("": where it usually is), procfs.
+    """Asks the container runtime at `endpoint` ("": at its usual places), then procfs.
 
     `prefix` is before the host's paths, "" on a bare host.
     """

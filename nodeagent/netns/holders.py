@@ -1,4 +1,4 @@
-"""Which addresses the processes of a node have, in network namespaces that are not the host's."""
+"""Which addresses the pods of a node have, going by the network namespaces of its processes."""
 
 import asyncio
 import os
@@ -13,13 +13,13 @@ from nodeagent.netns.threads import NetnsThreads
 async def held_addresses(
     threads: NetnsThreads, proc: str, but: Collection[NetnsId]
 ) -> frozenset[IPAddress] | None:
-    """Ask every network namespace in which a process runs, except for those of `but`.
+    """The addresses in every netns in which a process runs, except for those in `but`.
 
     `proc` is where the host's procfs is. None where not all could be asked. For an
     uninstall: on a node with 250 pods it takes a second.
     """
     try:
-        paths = await asyncio.to_thread(_namespaces, proc)
+        paths = await asyncio.to_thread(_paths_by_netns, proc)
         found: set[IPAddress] = set()
         for identity, path in paths.items():
             if identity not in but:
@@ -29,7 +29,7 @@ async def held_addresses(
     return frozenset(found)
 
 
-def _namespaces(proc: str) -> dict[NetnsId, str]:
+def _paths_by_netns(proc: str) -> dict[NetnsId, str]:
     """Raises ``OSError`` where the processes cannot be listed, or one cannot be looked at."""
     found = {}
     for name in filter(str.isdecimal, os.listdir(proc)):
@@ -43,7 +43,7 @@ def _namespaces(proc: str) -> dict[NetnsId, str]:
 
 async def _addresses(threads: NetnsThreads, path: str) -> frozenset[IPAddress]:
     try:
-        with Netns.open(path) as namespace:
-            return await threads.run(namespace, local_addresses)
+        with Netns.open(path) as netns:
+            return await threads.run(netns, local_addresses)
     except (FileNotFoundError, ProcessLookupError):
         return frozenset()

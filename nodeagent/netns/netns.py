@@ -1,4 +1,4 @@
-"""A network namespace and the one descriptor that holds it."""
+"""A network namespace (netns), held open by one file descriptor."""
 
 import os
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from nodeagent.linux import syscalls as kernel
 
 @dataclass(frozen=True, slots=True)
 class NetnsId:
-    """What tells two network namespaces apart, whatever path led to them (L10)."""
+    """Device and inode: the same for two paths that lead to the same netns (L10)."""
 
     device: int
     inode: int
 
     @classmethod
     def of_fd(cls, fd: int) -> Self:
-        """Identity of the namespace behind an open descriptor."""
+        """The identity of the netns behind an open descriptor."""
         status = os.fstat(fd)
         return cls(status.st_dev, status.st_ino)
 
     @classmethod
     def of_path(cls, path: str) -> Self:
-        """Identity of the namespace at `path`. Raises ``OSError``."""
+        """The identity of the netns at `path`. Raises ``OSError``."""
         status = os.stat(path)
         return cls(status.st_dev, status.st_ino)
 
@@ -32,11 +32,11 @@ class NetnsId:
 
 
 class NotANetnsError(OSError):
-    """The file opens, but it is no network namespace."""
+    """The file can be opened, but is no netns."""
 
 
 class Netns:
-    """Owns one descriptor of a network namespace until `close`.
+    """Owns one descriptor of a netns until `close`.
 
     Borrowers use `fd` while the owner is alive and never close it.
     """
@@ -44,7 +44,7 @@ class Netns:
     __slots__ = ("__weakref__", "_fd", "id")
 
     def __init__(self, fd: int) -> None:
-        """Take over `fd`; closed here if it turns out to be something else."""
+        """Take over `fd`. Closes it and raises ``NotANetnsError`` if it is no netns."""
         try:
             if kernel.namespace_type(fd) != kernel.CLONE_NEWNET:
                 raise NotANetnsError("a namespace, but not a network namespace")
@@ -58,17 +58,17 @@ class Netns:
 
     @classmethod
     def open(cls, path: str) -> Self:
-        """Open the namespace at `path`.
+        """Open the netns at `path`.
 
         Raises ``NotANetnsError`` for any other file, ``OSError``
-        where it cannot be opened. A FIFO or device in that place is not waited
-        for: the path may come from a tenant.
+        where it cannot be opened. Does not wait for a FIFO or a device in that place,
+        because the path may come from a tenant.
         """
         return cls(_opened(path))
 
     @classmethod
     def current(cls) -> Self:
-        """Open the calling thread's own namespace."""
+        """Open the calling thread's own netns."""
         return cls(_opened("/proc/thread-self/ns/net"))
 
     @property
@@ -80,11 +80,11 @@ class Netns:
 
     @property
     def closed(self) -> bool:
-        """Whether the descriptor was given back."""
+        """Whether `close` was called."""
         return self._fd < 0
 
     def close(self) -> None:
-        """Let go of the namespace. Idempotent."""
+        """Close the descriptor. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

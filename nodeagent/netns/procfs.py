@@ -1,4 +1,8 @@
-"""Pods' processes, found in procfs by their cgroups."""
+"""Network namespaces of pods, found by the pods' processes in procfs.
+
+A process belongs to the pod that its cgroup names (`cgroup.py`). One pass reads the cgroup of
+each process on the node, so pods that ask at about the same time share a pass.
+"""
 
 import asyncio
 import os
@@ -12,10 +16,10 @@ from nodeagent.netns.shared_scan import SharedScan
 
 _MOST_READ = 64 << 10
 """Bytes of one file; the kernel writes at most 4 KiB for each of a dozen hierarchies (v1)."""
-_MOST_NAMESPACES = 8
-"""Of one pod; a tenant can make more, but only after the pod's own."""
+_MOST_NETNS = 8
+"""Of one pod. A tenant can make more, but they are newer than the pod's own."""
 _APART = 0.25
-"""Seconds between passes; one takes some 10 ms on a node with 1,000 processes."""
+"""Seconds from one pass to the next at the least; one takes 10 ms with 1,000 processes."""
 _START_TIME = 19
 """Field of ``/proc/PID/stat`` after the name in parentheses; number 22 in proc(5)."""
 
@@ -28,7 +32,7 @@ class _Process:
 
 
 class Processes:
-    """Where the processes of a pod have their network namespaces."""
+    """Finds a pod's netns by the pod's processes."""
 
     name = "procfs"
 
@@ -38,7 +42,9 @@ class Processes:
         self._scan = SharedScan(lambda: asyncio.to_thread(_scan, proc), apart=_APART)
 
     async def paths(self, uid: str) -> Sequence[str]:
-        """Paths on the host, the oldest process's first: it has the pod's. One of each namespace.
+        """Paths on the host, one for each netns, that of the pod's oldest process first.
+
+        A pod's oldest process is in the pod's netns; later ones may have made others.
 
         Raises ``RetryError`` where the pod has no process.
         """
@@ -49,7 +55,7 @@ class Processes:
 
 
 def _scan(proc: str) -> Mapping[str, Sequence[int]]:
-    """One pass: for each pod a process of each network namespace, the oldest first."""
+    """For each pod the PID of one process in each of its netns, the oldest process first."""
     found: defaultdict[str, list[_Process]] = defaultdict(list)
     try:
         names = os.listdir(proc)
@@ -85,13 +91,13 @@ def _one_each(proc: str, processes: Sequence[_Process]) -> Iterator[int]:
     seen = set()
     for process in processes:
         try:
-            namespace = os.readlink(f"{proc}/{process.pid}/ns/net")
+            netns = os.readlink(f"{proc}/{process.pid}/ns/net")
         except OSError:
             continue  # a zombie has none
-        if namespace not in seen:
-            seen.add(namespace)
+        if netns not in seen:
+            seen.add(netns)
             yield process.pid
-        if len(seen) == _MOST_NAMESPACES:
+        if len(seen) == _MOST_NETNS:
             return
 
 

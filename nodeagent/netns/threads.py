@@ -1,13 +1,13 @@
-"""Running code inside other network namespaces, in threads kept for it.
+"""Running code inside other network namespaces, in threads that do nothing else.
 
-A network namespace belongs to a thread, so entering one is safe only in a
-thread that nothing else uses, and only if the thread is certain to come back.
-A thread that cannot return to its own namespace ends; nothing runs in it again.
+The kernel keeps the current netns for each thread. So a netns is entered only in a thread of
+this module, and the thread returns to its own netns behind each job. A thread that cannot
+return ends, so that nothing runs in the wrong netns.
 
-A job cannot be stopped, and a pod may have made it slow (L36). So that no pod waits for
-another: each namespace has one job at a time; one that has cost much takes another lane
-than the rest, and is refused for some time (`costs.py`); and a job that takes longer
-than `OVERTIME` gives up its place in the lane, and runs on beside it.
+A job cannot be stopped, and a pod may have made it slow (L36). Three things keep one pod from
+making others wait. Each netns has one job at a time. A netns whose jobs have cost much takes
+another lane than the rest, or gets no job for some time (`costs.py`). And a job that takes
+longer than `OVERTIME` leaves its lane to others, and runs on beside it.
 """
 
 import asyncio
@@ -32,24 +32,24 @@ others wait for the kernel to finish a transaction."""
 SLOW_LANE = 4
 """Jobs at a time in the lane of costly pods. They do not leave it before their end."""
 OVERTIME = 0.25
-"""Seconds; a hundred times what a look at an ordinary pod takes."""
+"""Seconds; a hundred times what a job in an ordinary pod takes."""
 MOST_OVERTIME = 16
 """Jobs that run on beside the lane; beyond it, they keep their places."""
 _FAREWELL = 5.0
 """Seconds that `close` waits for jobs; the kernel may hold one for longer."""
 _SWEEP = 1024
-"""Accounts, from where on those that are settled are looked for."""
+"""Netns that are remembered before those without a debt are forgotten."""
 
 
 class TooCostlyError(OSError):
-    """Jobs in this namespace have kept the threads for too long; try again later."""
+    """Jobs in this netns have cost too much lately; try again later."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 class NetnsThreads:
-    """A few threads that enter a namespace, do one thing and return."""
+    """A few threads, each of which enters a netns, runs one function and returns."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class NetnsThreads:
     ) -> None:
         """`size`: jobs at a time in the lane of ordinary pods; `overtime` is in seconds.
 
-        The threads stay in the namespace of the caller. Raises ``OSError``.
+        Between jobs the threads are in the netns of the caller. Raises ``OSError``.
         """
         self._may_take = overtime
         self._home = Netns.current()
@@ -69,7 +69,7 @@ class NetnsThreads:
         self._so_far = so_far
         self._lane = asyncio.Semaphore(size)
         self._slow_lane = asyncio.Semaphore(SLOW_LANE)
-        self._namespaces: dict[NetnsId, _Namespace] = {}
+        self._visited: dict[NetnsId, _Visited] = {}
         self._sweep_at = _SWEEP
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._threads: set[threading.Thread] = set()
@@ -77,17 +77,17 @@ class NetnsThreads:
         self._overtime = 0
         self._closed = False
 
-    async def run(self, namespace: Netns, function: Callable[[], T]) -> T:
-        """Run `function` inside `namespace`; its result or exception is returned.
+    async def run(self, netns: Netns, function: Callable[[], T]) -> T:
+        """Run `function` inside `netns`, and return what it returns, or raise what it raises.
 
-        The job has its own duplicate of the descriptor: the owner may close the
-        namespace, or the caller be cancelled, while `function` still runs. A job that
+        The job has its own duplicate of the descriptor: the owner may close
+        `netns`, or the caller be cancelled, while `function` still runs. A job that
         has not begun when its caller is cancelled never does.
-        Raises ``OSError`` if the namespace cannot be entered, and `TooCostlyError`.
+        Raises ``OSError`` if `netns` cannot be entered, and `TooCostlyError`.
         """
-        target = os.dup(namespace.fd)
+        target = os.dup(netns.fd)
         try:
-            place = await self._place(namespace.id)
+            place = await self._place(netns.id)
         except BaseException:
             os.close(target)
             raise
@@ -107,15 +107,15 @@ class NetnsThreads:
 
     async def _place(self, netns: NetnsId) -> "_Place":
         """Wait until a job in `netns` may begin."""
-        namespace = self._namespace(netns)
-        await namespace.turn.acquire()
+        visited = self._visited_netns(netns)
+        await visited.turn.acquire()
         try:
-            lane = self._lane_for(namespace.account)
+            lane = self._lane_for(visited.account)
             await lane.acquire()
         except BaseException:
-            namespace.turn.release()
+            visited.turn.release()
             raise
-        return _Place(namespace, lane)
+        return _Place(visited, lane)
 
     def _lane_for(self, account: Account) -> asyncio.Semaphore:
         if account.rest:
@@ -151,8 +151,8 @@ class NetnsThreads:
         place.leave(cost)
 
     def _start_thread(self) -> None:
-        # A new thread inherits its creator's namespace, so threads are started
-        # by the owner's thread only, never by one that may be elsewhere.
+        # A new thread starts in the netns of the thread that makes it, so only the event
+        # loop's thread makes them, never one that may be in a pod.
         thread = threading.Thread(target=self._work, name="netns", daemon=True)
         self._threads.add(thread)
         thread.start()
@@ -162,20 +162,20 @@ class NetnsThreads:
             if not job.do(self._home.fd):
                 return
 
-    def _namespace(self, netns: NetnsId) -> "_Namespace":
-        known = self._namespaces.get(netns)
+    def _visited_netns(self, netns: NetnsId) -> "_Visited":
+        known = self._visited.get(netns)
         if known is None:
-            if len(self._namespaces) >= self._sweep_at:
-                self._namespaces = {n: one for n, one in self._namespaces.items() if one.in_use}
-                self._sweep_at = max(_SWEEP, 2 * len(self._namespaces))
-            known = self._namespaces[netns] = _Namespace(
+            if len(self._visited) >= self._sweep_at:
+                self._visited = {n: one for n, one in self._visited.items() if one.in_use}
+                self._sweep_at = max(_SWEEP, 2 * len(self._visited))
+            known = self._visited[netns] = _Visited(
                 Account(self._limits, lambda: self._so_far().held)
             )
         return known
 
 
-class _Namespace:
-    """A namespace in which jobs run."""
+class _Visited:
+    """What is remembered of a netns in which jobs have run."""
 
     __slots__ = ("account", "turn")
 
@@ -190,12 +190,12 @@ class _Namespace:
 
 
 class _Place:
-    """A job's turn in its namespace, and its place in a lane."""
+    """A job's turn in its netns, and its place in a lane."""
 
-    __slots__ = ("_namespace", "lane", "overtime")
+    __slots__ = ("_visited", "lane", "overtime")
 
-    def __init__(self, namespace: _Namespace, lane: asyncio.Semaphore) -> None:
-        self._namespace = namespace
+    def __init__(self, visited: _Visited, lane: asyncio.Semaphore) -> None:
+        self._visited = visited
         self.lane: asyncio.Semaphore | None = lane
         """None: the job runs on beside the lane of ordinary pods."""
         self.overtime: asyncio.TimerHandle | None = None
@@ -208,13 +208,13 @@ class _Place:
     def leave(self, cost: Cost) -> None:
         if self.overtime is not None:
             self.overtime.cancel()
-        self._namespace.account.charge(cost)
+        self._visited.account.charge(cost)
         self.leave_lane()
-        self._namespace.turn.release()
+        self._visited.turn.release()
 
 
 class _Job(Generic[T]):
-    """One call of a function in a namespace."""
+    """One call of a function in a netns."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class _Job(Generic[T]):
         self.result: asyncio.Future[T] = self.loop.create_future()
 
     def do(self, home: int) -> bool:
-        """Do it, in one of the threads; return whether the thread is at `home` again."""
+        """Run the function in the calling thread; return whether the thread is in `home` again."""
         began = self._so_far()
         try:
             value, error = _run_inside(self._target, self._function), None
@@ -248,7 +248,7 @@ class _Job(Generic[T]):
         return returned
 
     def refuse(self) -> None:
-        """End it without having begun."""
+        """End the job without having begun."""
         os.close(self._target)
         self._settle(None, OSError("the agent stops"), Cost(0, 0), None)
 

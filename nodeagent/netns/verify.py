@@ -1,4 +1,4 @@
-"""Making sure that a namespace is the pod's before anything is done in it (L10)."""
+"""Making sure that a netns is the pod's before anything is done in it (L10)."""
 
 import os
 from collections.abc import Iterable
@@ -11,62 +11,62 @@ from nodeagent.netns.threads import NetnsThreads
 
 
 class HostNetnsError(GiveUpError):
-    """The namespace is the host's: rules in it would redirect the node."""
+    """The netns is the host's: rules in it would redirect the node."""
 
 
 class ForeignNetnsError(RetryError):
-    """The namespace holds none of the pod's addresses: not yet, or it is another pod's."""
+    """The netns has none of the pod's addresses: not yet, or it is another pod's."""
 
 
 class Verifier:
-    """Accepts a namespace for a pod, or says why not."""
+    """Checks that a netns is the pod's."""
 
     def __init__(self, threads: NetnsThreads, host: Iterable[NetnsId]) -> None:
-        """`host`: the namespaces that no pod can have."""
+        """`host`: the netns that no pod can have."""
         self._threads = threads
         self._host = frozenset(host)
 
     async def open(self, path: str, pod: Pod) -> Netns:
         """Open what is at `path` and `verify` it; the caller owns it.
 
-        Raises ``RetryError`` where it cannot be opened or is no network namespace.
+        Raises what `verify` does, and ``RetryError`` where `path` cannot be opened or is no netns.
         """
         try:
-            namespace = Netns.open(path)
+            netns = Netns.open(path)
         except NotANetnsError as error:
-            # A file that is about to become one: it is mounted over.
+            # The runtime makes a file and mounts the netns over it: it may be one soon.
             raise RetryError(f"{path} is {error}") from error
         except OSError as error:
             raise RetryError(f"cannot open {path}: {error.strerror}") from error
         try:
-            await self.verify(namespace, pod)
+            await self.verify(netns, pod)
         except BaseException:
-            namespace.close()
+            netns.close()
             raise
-        return namespace
+        return netns
 
-    async def verify(self, namespace: Netns, pod: Pod) -> None:
-        """Check that `namespace` is not the host's and holds an address of `pod`.
+    async def verify(self, netns: Netns, pod: Pod) -> None:
+        """Check that `netns` is not the host's and has an address of `pod`.
 
-        A process of one pod can be passing through another pod's namespace; an
-        address is the only thing that the two do not share. Raises
+        A process of one pod can be passing through another pod's netns. An address is
+        the only thing that tells the two apart. Raises
         ``HostNetnsError``, ``ForeignNetnsError``, and ``RetryError`` if it
         cannot be entered.
         """
-        if namespace.id in self._host:
-            raise HostNetnsError(f"{namespace.id} is the host's network namespace")
+        if netns.id in self._host:
+            raise HostNetnsError(f"{netns.id} is the host's network namespace")
         try:
-            held = await self._threads.run(namespace, local_addresses)
+            held = await self._threads.run(netns, local_addresses)
         except OSError as error:
-            raise RetryError(f"cannot look into {namespace.id}: {error.strerror}") from error
+            raise RetryError(f"cannot look into {netns.id}: {error.strerror}") from error
         if held.isdisjoint(address for address in pod.addresses if _tells_pods_apart(address)):
             raise ForeignNetnsError(
-                f"{namespace.id} holds none of the pod's addresses ({_list(pod.addresses)})"
+                f"{netns.id} holds none of the pod's addresses ({_list(pod.addresses)})"
             )
 
 
 def host_netns_ids(host_netns: str | None) -> frozenset[NetnsId]:
-    """Identify what no pod can have: the agent's own, the host's, and that of PID 1.
+    """The netns that no pod can have: the agent's own, the host's, and that of PID 1.
 
     `host_netns` is a path, None for the agent's own; raises ``OSError`` where it
     cannot be looked at. PID 1's may be out of reach, in a user namespace or
@@ -79,7 +79,7 @@ def host_netns_ids(host_netns: str | None) -> frozenset[NetnsId]:
 
 
 def _tells_pods_apart(address: IPAddress) -> bool:
-    # Every namespace has a loopback, and may have the same link-local addresses.
+    # Every netns has a loopback, and may have the same link-local addresses.
     return not (address.is_loopback or address.is_link_local)
 
 
