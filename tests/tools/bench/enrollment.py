@@ -12,8 +12,8 @@ from tests.tools.bench.ztunnel import PlainZtunnel, stub_snapshot
 _MEDIAN_AIM = 0.010
 _CROWD_AIM = {250: 3.0}
 _SNAPSHOT_AIM = {1000: 1.0}
-_RESIDENT_AIM = 60
-"""MiB, without the Kubernetes client."""
+_EMPTY_AIM, _RESIDENT_AIM = 50, 60
+"""MiB, without the Kubernetes client: before the first pod, and with pods."""
 _LINEAR_AIM = 1.5
 """Time per pod at most, in relation to the smallest crowd's: less than a hidden square."""
 
@@ -123,12 +123,13 @@ def _footprint_figures(footprints: dict[int, Footprint]) -> Iterator[Figure]:
     empty = footprints[0]
     for size, footprint in footprints.items():
         each = (footprint.resident - empty.resident) / size / 1024 if size else 0
+        aim = _RESIDENT_AIM if size else _EMPTY_AIM
         yield Figure(
             what=f"the agent's memory, {size} pods",
             value=str(footprint),
             ratio=f"{each:.1f} KiB per pod" if size else "",
-            aim=f"< {_RESIDENT_AIM} MiB",
-            met=footprint.mebibytes < _RESIDENT_AIM,
+            aim=f"< {aim} MiB",
+            met=footprint.mebibytes < aim,
         )
 
 
