@@ -1,4 +1,4 @@
-"""Redirection that somebody else changes: how soon it is mended, and what watching costs."""
+"""Redirection that somebody else changes: how soon it is repaired, and what watching costs."""
 
 import errno
 import socket
@@ -53,7 +53,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
+class Repair:
     """One damage."""
 
     seconds: float
@@ -90,26 +90,26 @@ def figures(node: Node, counts: Counts) -> Iterator[Figure]:
             ("a flushed table", _table_flushed),
             ("a deleted policy rule", _policy_rule_deleted),
         ):
-            mends = [_inside(next(left), damage) for _ in range(counts.samples)]
-            yield _mend_figure(f"mend of {what}, {counts.present} present", mends)
+            repairs = [_inside(next(left), damage) for _ in range(counts.samples)]
+            yield _repair_figure(f"repair of {what}, {counts.present} present", repairs)
         with _fighting(next(left)):
             used = agent.share(counts.seconds)
-            mends = [_inside(next(left), _rule_deleted) for _ in range(counts.samples)]
+            repairs = [_inside(next(left), _rule_deleted) for _ in range(counts.samples)]
         yield Figure(
             what="the agent's processor time while one pod flushes its rules in a loop",
             value=f"{used:.1%} of a core over {counts.seconds:g} s",
             aim=f"< {_FIGHT_AIM:.0%}",
             met=used < _FIGHT_AIM,
         )
-        yield _mend_figure("mend of a deleted rule in other pods meanwhile", mends)
+        yield _repair_figure("repair of a deleted rule in other pods meanwhile", repairs)
         # The next agent has none of them.
         node.delete(pods)
         ztunnel.delete_all([pod.uid() for pod in pods])
 
 
-def _mend_figure(what: str, mends: list[Mend]) -> Figure:
-    times = [mend.seconds for mend in mends]
-    slipped = [mend.slipped for mend in mends]
+def _repair_figure(what: str, repairs: list[Repair]) -> Figure:
+    times = [repair.seconds for repair in repairs]
+    slipped = [repair.slipped for repair in repairs]
     middle = median(times)
     return Figure(
         what=what,
@@ -123,7 +123,7 @@ def _mend_figure(what: str, mends: list[Mend]) -> Figure:
     )
 
 
-def _rule_deleted() -> Mend:
+def _rule_deleted() -> Repair:
     library = nftables.Nftables()
     library.set_handle_output(True)
     _, listing, _ = library.cmd(f"list chain {_NAT} istio-output")
@@ -132,21 +132,21 @@ def _rule_deleted() -> Mend:
     return _measured(partial(_nft, library, command), _redirected)
 
 
-def _table_flushed() -> Mend:
+def _table_flushed() -> Repair:
     return _measured(partial(_nft, nftables.Nftables(), f"flush table {_NAT}"), _redirected)
 
 
-def _policy_rule_deleted() -> Mend:
+def _policy_rule_deleted() -> Repair:
     with Netlink(socket.NETLINK_ROUTE) as netlink:
         rule = PolicyRule(Family.V4)
-        mend = _measured(
+        repair = _measured(
             partial(rule.remove, netlink),
             lambda: rule in map(parse_rule, read_rules(netlink, Family.V4)),
         )
-    return Mend(mend.seconds, 0)
+    return Repair(repair.seconds, 0)
 
 
-def _measured(damage: Callable[[], object], right: Callable[[], bool]) -> Mend:
+def _measured(damage: Callable[[], object], right: Callable[[], bool]) -> Repair:
     if not right():
         raise AssertionError("not right before the damage")
     damage()
@@ -155,8 +155,8 @@ def _measured(damage: Callable[[], object], right: Callable[[], bool]) -> Mend:
     while not right():
         slipped += 1
         if time.perf_counter() - started > PATIENCE:
-            raise RuntimeError("never mended")
-    return Mend(time.perf_counter() - started, slipped)
+            raise RuntimeError("never repaired")
+    return Repair(time.perf_counter() - started, slipped)
 
 
 def _redirected() -> bool:
