@@ -7,7 +7,6 @@ import pytest
 
 from nodeagent import config
 from nodeagent.config import SETTINGS, SettingError, load
-from nodeagent.mesh.gobool import parse_bool
 from nodeagent.mesh.selector import DEFAULT_ENABLEMENT
 
 
@@ -178,12 +177,3 @@ def test_settings_of_the_cluster_are_checked(attribute: str, text: str) -> None:
     """A slip in a manifest is named with its variable when the agent starts."""
     with pytest.raises(SettingError, match=attribute.upper()):
         load({attribute: text}, {})
-
-
-def test_booleans_are_gos() -> None:
-    """Exactly the twelve spellings of strconv.ParseBool count."""
-    assert all(map(parse_bool, ["1", "t", "T", "TRUE", "true", "True"]))
-    assert not any(map(parse_bool, ["0", "f", "F", "FALSE", "false", "False"]))
-    for text in ("", "yes", "tRUE", " true", "2", "on"):
-        with pytest.raises(ValueError, match="a boolean is one of"):
-            parse_bool(text)

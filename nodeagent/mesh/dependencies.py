@@ -31,7 +31,7 @@ class NetnsFinder(Protocol[N]):
     async def find(self, pod: Pod, handed_over: str | None, held: N | None = None) -> N:
         """Open and verify the pod's netns; the caller owns it.
 
-        `handed_over` is its path on the host where the CNI plugin has told it. `held` is
+        `handed_over` is its path on the host, if the CNI plugin has handed it over. `held` is
         the netns that was found before and is still open: it is returned itself if it is
         still the pod's.
 
@@ -82,7 +82,7 @@ class Ztunnels(Protocol[N_contra]):
         """
 
     async def withdraw(self, uid: PodUID) -> None:
-        """Tell every ztunnel that has heard of the pod to drop it; return when all were told."""
+        """Have every ztunnel that has heard of the pod drop it; return when all were asked to."""
 
 
 class Probes(Protocol):

@@ -161,7 +161,7 @@ def _check_unclaimed(workload: Workload[N], found: N, table: Table[N]) -> None:
             continue
         if other.gone or str(other.seen) == str(workload.seen):
             # A static pod's sandbox outlives its mirror in the API, which is made anew.
-            raise TransientError(f"{found.id} is not let go of yet by UID {other.uid}")
+            raise TransientError(f"{found.id} is not released yet by UID {other.uid}")
         raise NetnsConflictError(str(found.id), other.pod)
 
 
@@ -333,7 +333,7 @@ async def _drain(workload: Workload[N], held: HeldNetns[N], needs: Dependencies[
 
 
 async def _release(workload: Workload[N], needs: Dependencies[N]) -> None:
-    """Let go of a pod or sandbox that is ending; its netns is not entered any more."""
+    """Release what is held of a pod or sandbox that ends; its netns is not entered any more."""
     await needs.probes.remove(workload.uid)
     await needs.ztunnels.withdraw(workload.uid)
     workload.progress.release_netns()

@@ -1,4 +1,4 @@
-"""Kinds of failure, told apart by what the agent does next."""
+"""Kinds of failure: the type of an exception says what the agent does next."""
 
 from nodeagent.mesh.pod import Pod
 

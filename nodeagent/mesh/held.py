@@ -29,7 +29,7 @@ N_contra = TypeVar("N_contra", bound=NetnsHandle, contravariant=True)
 
 
 class Watch(Protocol):
-    """Is told by the kernel when rules or routes in a pod's netns change."""
+    """Hears from the kernel that rules or routes in a pod's netns have changed."""
 
     def arm(self) -> None:
         """Forget what was heard so far, and report the next change, once."""

@@ -46,8 +46,8 @@ class Reconciler(Generic[N]):
     async def release(self, seconds: float) -> list[Workload[N]]:
         """Take every pod out of the mesh in order, for good; return those that are not out.
 
-        For a pod of which the API server could not be told within the time, nothing has
-        changed: peers that take it for enrolled go on being served.
+        Where the API server has not taken within the time that a pod leaves, nothing has
+        changed for that pod: peers that take it for enrolled go on being served.
         """
         self.table.release()
         with contextlib.suppress(TimeoutError):

@@ -19,7 +19,7 @@ from nodeagent.mesh.workload import Workload
 
 
 class Listener(Protocol[N]):
-    """Who is told that there is something to do for a pod."""
+    """Who acts on what the table learns of a pod."""
 
     def changed(self, workload: Workload[N]) -> None:
         """Something that is wanted or known of the pod is new."""
@@ -55,7 +55,7 @@ class Table(Generic[N]):
         return self._workloads.get(uid)
 
     def listen(self, listener: Listener[N]) -> None:
-        """Tell `listener` of each workload for which something may have to be done."""
+        """Call `listener` for each workload for which something may have to be done."""
         self._listener = listener
 
     def wake(self, uid: PodUID) -> None:
@@ -118,8 +118,8 @@ class Table(Generic[N]):
     def named(self, namespace: str, name: str) -> Iterator[Workload[N]]:
         """The workloads of existing pods with this name, the one that was seen first last.
 
-        Kubernetes gives a name again as soon as its pod is gone, and the news of that
-        may be late: which of them somebody means, the name does not say (L38).
+        Kubernetes gives a name again as soon as its pod is gone, and the news of that may be
+        late. So there can be several, and the name does not say which one is meant (L38).
         """
         return (
             workload

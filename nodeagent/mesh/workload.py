@@ -2,7 +2,8 @@
 
 Three parts have one writer each. The fields of `Workload` itself are what the pod source
 and the container runtime say, and what was decided from it: only the table writes them.
-`progress` is written by the pod's worker. `annotation` is told by both, and writes itself.
+`progress` is written by the pod's worker. `annotation` has methods for both, and is the
+only one that writes its own fields.
 """
 
 from collections.abc import Callable

@@ -50,8 +50,8 @@ class Session:
             while True:
                 await self._send_next_change()
         finally:
-            for told in self._withdrawing.values():
-                told.set_result(None)
+            for done in self._withdrawing.values():
+                done.set_result(None)
 
     def compare(self, uid: PodUID) -> None:
         """What is desired for `uid` has changed: send what differs, soon."""
@@ -63,7 +63,7 @@ class Session:
         return uid in self._sent
 
     def withdraw(self, uid: PodUID) -> asyncio.Future[None]:
-        """Tell this ztunnel to drop `uid`. Done when it was told, or when it has gone."""
+        """Tell this ztunnel to drop `uid`. Done when ztunnel was asked to, or has gone."""
         if uid not in self._withdrawing:
             self._withdrawing[uid] = asyncio.get_running_loop().create_future()
         self.compare(uid)

@@ -57,9 +57,9 @@ class ConnectedZtunnels:
     async def withdraw(self, uid: PodUID) -> None:
         """Have every ztunnel drop `uid`; see `nodeagent.mesh.dependencies.Ztunnels`."""
         self.desired.remove(uid)
-        told = [session.withdraw(uid) for session in self._sessions if session.has_sent(uid)]
-        if told:
-            await asyncio.wait(told)
+        withdrawals = [session.withdraw(uid) for session in self._sessions if session.has_sent(uid)]
+        if withdrawals:
+            await asyncio.wait(withdrawals)
 
     async def serve(self, session: Session) -> None:
         """Serve one ztunnel from its hello to its end. Raises like `Session.run`."""

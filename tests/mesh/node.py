@@ -114,7 +114,7 @@ class Node:
             await failure.wait()
 
     def cut_off(self) -> None:
-        """End what the agent had, as its process ends: what stands in the kernel stays."""
+        """End what the agent had, as its process ends: what is in the kernel stays."""
         self.open.clear()
         self.watches.clear()
         self.busy.clear()
@@ -143,8 +143,8 @@ class Node:
     async def ensure(self, netns: Held, pod: Pod) -> Inspection:
         assert netns in self.open
         await self.step("ensure", pod.uid)
-        stood = netns.id in self.rules
-        right = stood and netns.id not in self.outdated
+        installed = netns.id in self.rules
+        right = installed and netns.id not in self.outdated
         self.rules.add(netns.id)
         self.outdated.discard(netns.id)
         return Inspection(() if right else ("rules differed",), self.silent)
@@ -165,10 +165,10 @@ class Node:
 
     async def remove(self, netns: Held, _pod: Pod) -> bool:
         assert netns in self.open
-        stood = netns.id in self.rules
+        installed = netns.id in self.rules
         await self.step("remove", PodUID(str(netns.id)))
         self.rules.discard(netns.id)
-        return stood
+        return installed
 
     async def offer(self, pod: Pod, netns: Held) -> bool:
         assert netns in self.open

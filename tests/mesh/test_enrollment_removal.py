@@ -65,7 +65,7 @@ async def test_leaving_pod_that_comes_back() -> None:
 
 
 async def test_pod_that_is_gone_is_not_entered() -> None:
-    """A pod that is gone is told to ztunnel and let go of; its namespace is left alone."""
+    """ztunnel drops a pod that is gone, and it is released; its netns is left alone."""
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.steps.clear()
@@ -150,7 +150,7 @@ async def test_pod_of_which_only_a_part_was_redirected_is_freed() -> None:
 
 
 async def test_pod_that_left_without_an_address_waits_for_one() -> None:
-    """L9: its rules stay until its namespace can be told, and ztunnel keeps it meanwhile."""
+    """L9: its rules stay until its netns can be found, and ztunnel keeps it meanwhile."""
     node = Node(netns_ids={U1: 1}, rules={1})
     async with bench(node) as on:
         on.table.namespace_seen(SHOP)

@@ -81,11 +81,11 @@ class History:
         self.on.node.left |= {uid for uid in wanted if wanted[uid] is Wanted.NO}
 
     def upgrade(self) -> None:
-        """Have rules that stand be those of another layout."""
+        """Have the rules that are installed be those of another layout."""
         self.on.node.outdated |= self.on.node.rules
 
     def reboot(self) -> None:
-        """Have nothing stand, as if the machine had been started anew."""
+        """Have nothing installed, as if the machine had been started anew."""
         self.on.node.rules.clear()
         if self.on.node.ztunnel is not None:
             self.on.node.ztunnel.clear()
@@ -126,7 +126,7 @@ class History:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(STEPS, max_size=25), max_size=3))
 def test_any_history(lives: list[list[tuple[str, object]]]) -> None:
-    """Level, not edge: after any news in any order, what stands is what is wanted.
+    """Level, not edge: after any news in any order, what is installed is what is wanted.
 
     Each list is one life of an agent.
     """

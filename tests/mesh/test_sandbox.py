@@ -15,7 +15,7 @@ pytestmark = pytest.mark.virtual_time
 
 
 async def test_sandbox_made_again() -> None:
-    """L14: the same UID in a new namespace is enrolled there, and the old one is let go."""
+    """L14: the same UID in a new netns is enrolled there, and the old one is released."""
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.netns_ids[U1] = 2
@@ -48,7 +48,7 @@ async def test_sandbox_that_is_handed_over_is_not_reported() -> None:
 
 
 async def test_newest_sandbox_counts() -> None:
-    """L14: a retried ADD brings another namespace under the same UID; the old one is let go."""
+    """L14: a retried ADD brings another netns under the same UID; the old one is released."""
     async with bench(Node()) as on:
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod(addresses=()))
@@ -89,6 +89,10 @@ async def test_next_sandbox_may_come_past_the_plugin(monkeypatch: pytest.MonkeyP
         on.table.wake(U1)  # an echo of our own patch, say
         await on.until_state("1", State.ENROLLED)
         assert on.node.did("1").count("find") == 2
+        assert [held.id for held in on.node.open] == [2]
+        on.table.pod_seen(a_pod(deleting=True))
+        await on.settled()
+        assert on.workload("1").state is State.ENROLLED, "it runs until its containers have ended"
         assert [held.id for held in on.node.open] == [2]
 
 

@@ -38,19 +38,19 @@ async def test_enabled_pod_that_is_not_served_is_reported(
         on.table.namespace_seen(SHOP)
         on.table.pod_seen(a_pod(annotations=ENABLED))
 
-        def told() -> list[str]:
+        def reports() -> list[str]:
             return [step for step in node.did("1") if step.startswith("broken: ")]
 
-        await eventually(lambda: bool(told()))
+        await eventually(lambda: bool(reports()))
         looks = len(node.steps)
         await eventually(lambda: len(node.steps) > looks + 10)
-        assert len(told()) == 1
+        assert len(reports()) == 1
         assert node.written == {}
         node.refusing, node.silent = False, ()
         node.ztunnel = {} if node.ztunnel is None else node.ztunnel
         await on.until_state("1", State.ENROLLED)
         node.refusing = True
-        await eventually(lambda: len(told()) == 2)
+        await eventually(lambda: len(reports()) == 2)
 
 
 async def test_short_gap_is_not_reported() -> None:
@@ -74,7 +74,7 @@ async def test_lost_rules_are_found_and_repaired() -> None:
 
 
 async def test_drift_is_looked_at_immediately() -> None:
-    """What the watch hears is looked at immediately, and mended."""
+    """What the watch hears is looked at immediately, and repaired."""
     async with bench(Node()) as on:
         await enrolled(on)
         on.node.rules.clear()

@@ -27,7 +27,7 @@ async def ended(ztunnel: ModelZtunnel) -> None:
 
 
 async def test_missed_deadline_ends_the_connection(served: Served, make_netns: MakeNetns) -> None:
-    """L12: a late answer would be taken for the next one's; a fresh snapshot mends it."""
+    """L12: a late answer would be taken for the next one's; a fresh snapshot repairs it."""
     ztunnel = await served.connected()
     ztunnel.mood = Mood.SILENT
     assert not await served.agent.offer(a_pod("1"), make_netns())

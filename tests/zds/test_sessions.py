@@ -1,4 +1,4 @@
-"""What ztunnels are told, in ordinary life."""
+"""What ztunnels are sent, in ordinary life."""
 
 import asyncio
 from collections.abc import Callable
@@ -47,7 +47,7 @@ async def test_replaced_netns_is_sent_again(served: Served, make_netns: MakeNetn
 
 
 async def test_withdrawal_returns_when_told(served: Served, make_netns: MakeNetns) -> None:
-    """L13: when withdraw returns, every ztunnel has let go, refused pods included."""
+    """L13: when withdraw returns, every ztunnel has dropped the pod, refused ones included."""
     first = await served.connected()
     await served.agent.offer(a_pod("1"), make_netns())
     second = await served.connected()
