@@ -34,7 +34,7 @@ from nodeagent.netns.costs import NO_LIMITS
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.netns.verify import Verifier, host_netns_ids
-from nodeagent.probes.migration import TakingOver
+from nodeagent.probes.migration import BackendMigration
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import RedirectDefaults
 from nodeagent.redirect.redirector import PodRedirector
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 class Assembly:
     """What works together for the pods of one node."""
 
-    probes: TakingOver
+    probes: BackendMigration
     origin: Origin
     ztunnels: ConnectedZtunnels
     redirector: PodRedirector

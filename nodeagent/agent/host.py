@@ -13,7 +13,8 @@ from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_variant import find_variant
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
-from nodeagent.probes.migration import TakingOver, host_probes_for
+from nodeagent.probes.migration import BackendMigration
+from nodeagent.probes.rules import ProbeRules
 
 log = structlog.get_logger()
 
@@ -21,19 +22,21 @@ log = structlog.get_logger()
 @contextlib.asynccontextmanager
 async def host_probes(
     settings: Settings, threads: NetnsThreads, variant: Variant | None
-) -> AsyncIterator[TakingOver]:
+) -> AsyncIterator[BackendMigration]:
     """The probe set of the host that the settings name. Raises ``OSError``."""
     with open_host_netns(settings) as host:
-        probes = host_probes_for(
-            variant,
-            threads,
-            host,
-            probe_v4=settings.host_probe_snat_ip,
-            probe_v6=settings.host_probe_snat_ipv6,
-            ipv6=settings.ambient_ipv6,
-        )
+        probes = BackendMigration(variant, probe_rules(settings), threads, host)
         async with contextlib.aclosing(probes):
             yield probes
+
+
+def probe_rules(settings: Settings) -> ProbeRules:
+    """The rules for health probes that the host should have."""
+    return ProbeRules(
+        probe_v4=settings.host_probe_snat_ip,
+        probe_v6=settings.host_probe_snat_ipv6,
+        ipv6=settings.ambient_ipv6,
+    )
 
 
 async def iptables_variant(settings: Settings, threads: NetnsThreads) -> Variant | None:

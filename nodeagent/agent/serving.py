@@ -74,7 +74,7 @@ async def serve(
             )
         )
         await stack.enter_async_context(tasks)
-        tasks.create_task(node.probes.keep(), name="host probes kept")
+        tasks.create_task(node.probes.keep_repaired(), name="host probes kept")
         node.follow()
         if detector is not None:
             tasks.create_task(detector.follow(), name="own DaemonSet")

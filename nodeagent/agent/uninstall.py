@@ -10,16 +10,17 @@ import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from nodeagent.agent.assembly import Assembly, assembled, cluster_of
 from nodeagent.agent.cni_wiring import uninstall_plugin
-from nodeagent.agent.host import host_path, host_probes, open_host_netns
+from nodeagent.agent.host import host_path, open_host_netns, probe_rules
 from nodeagent.config import Settings
 from nodeagent.netns.costs import NO_LIMITS
 from nodeagent.netns.holders import held_addresses
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.netns.verify import host_netns_ids
-from nodeagent.probes.removal import probed_addresses
+from nodeagent.probes.removal import probed_addresses, remove_ours
 
 _LIST_TIMEOUT = 30.0
 """Seconds until the pods of the node have to be known."""
@@ -57,8 +58,8 @@ async def uninstall(settings: Settings, *, release_pods: bool = False) -> Uninst
             )
             return UninstallReport(tuple(lines), complete=not remain)
         # All that is proven to be ours goes, whatever the backend.
-        async with host_probes(settings, threads, None) as probes:
-            host = await probes.uninstall()
+        with open_host_netns(settings) as host_netns:
+            host = await threads.run(host_netns, partial(remove_ours, probe_rules(settings)))
     lines += [
         *(f"the host's {what} is removed" for what in host.removed),
         *([] if host.removed else ["the host has no rules of the agent's"]),

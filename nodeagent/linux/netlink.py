@@ -34,7 +34,7 @@ _DUMP_ATTEMPTS = 10
 
 
 class Netlink:
-    """One netlink socket in the calling thread's network namespace, for a ``with`` block."""
+    """One netlink socket in the network namespace of the thread that makes it, until `close`."""
 
     def __init__(self, protocol: int) -> None:
         """Open a socket for `protocol`, a ``NETLINK_…`` number. Raises ``OSError``."""
@@ -105,6 +105,10 @@ class Netlink:
                     return
                 yield flags, body
 
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._socket.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -114,7 +118,7 @@ class Netlink:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._socket.close()
+        self.close()
 
 
 def _open(protocol: int) -> socket.socket:

@@ -53,6 +53,3 @@ def wrap_oserror(action: str) -> Iterator[None]:
     except OSError as error:
         kind = LoopbackDownError if error.errno == errno.ENETDOWN else RulesError
         raise kind(f"cannot {action}: {explain(error.errno or 0)}") from error
-
-
-RedirectError, translated = RulesError, wrap_oserror  # until probes/ has the new names

@@ -83,6 +83,21 @@ def legacy_in_use(*families: Family) -> bool:
     return any(map(table_names, families))
 
 
+def table_info(family: Family, table: str) -> bytes:
+    """The kernel's header of `table`, in which a change of its rules' number or size shows.
+
+    For a table that was made: the question would make it. The ordinary socket that it is
+    asked on needs no CAP_NET_RAW. Raises `RulesError`.
+    """
+    layout = _LAYOUTS[family]
+    with (
+        wrap_oserror(f"look at iptables-legacy's table {table}"),
+        socket.socket(layout.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked,
+    ):
+        question = _INFO.pack(table.encode(), *(0,) * 13)
+        return kernel.ask_socket(asked.fileno(), layout.level, _GET_INFO, question)
+
+
 def read_chains(family: Family, table: str, names: Mapping[Hook, str]) -> dict[Hook, Chain[bytes]]:
     """Read the chains `names` of `table`, which must be there (see `table_names`).
 

@@ -1,4 +1,10 @@
-"""Keeps the host's rules for health probes true between the pods' own looks (L37)."""
+"""Keeps the host's rules for health probes right between the looks at pods (L37).
+
+`ProbeWatch` checks the host's rules and sets when the kernel tells of a change to them, and
+polls what the kernel does not tell of. Where repairs follow each other, something else
+on the node works against the agent: the pauses grow to a second, and the log says so.
+Pods do not wait for this.
+"""
 
 import asyncio
 import contextlib
@@ -15,23 +21,19 @@ from nodeagent.probes.host_probes import Check, HostProbesError
 
 log = structlog.get_logger()
 
-POLL = 0.5
-"""Seconds between looks at what the kernel does not tell of: ipsets and iptables-legacy."""
-_SHARE = 20
-"""The pause after a look is this many times what the look has cost: 5 % of a core."""
+POLL_INTERVAL = 0.5
+"""Seconds between checks of what the kernel does not tell of: ipsets and iptables-legacy."""
+_PAUSE = 20
+"""The pause after a check is this many times what the check has taken: 5 % of a core."""
 _LONGEST_PAUSE = 1.0
 _QUIET = 2.0
-"""Seconds without a repair after which the next one is made at once."""
+"""Seconds without a repair after which the next one is made without a pause."""
 _CONTESTED_FROM = 5
-"""Repairs, as for a pod."""
+"""Repairs after which the rules count as contested, as for a pod."""
 
 
 class ProbeWatch:
-    """Looks at the host's rules and sets when the kernel tells of a change, and has them mended.
-
-    Where repairs follow each other, somebody else works against the agent: the pauses
-    grow to a second, and the log says so. Nobody waits for this but the host's own rules.
-    """
+    """Has the host's rules and sets checked, and repaired, when they may have changed."""
 
     def __init__(
         self,
@@ -41,36 +43,37 @@ class ProbeWatch:
         *,
         poll: float | None,
     ) -> None:
-        """`check` looks and mends, and raises `HostProbesError`; `host` is borrowed.
+        """`check` reads and repairs, and raises `HostProbesError`; `host` is borrowed.
 
-        `poll`: seconds after which there is a look though nothing was heard; None: never.
+        `poll`: seconds after which there is a check though nothing was heard; None: never.
         """
         self._threads = threads
         self._host = host
         self._check = check
         self._poll = poll
-        self._fight = Backoff(longest=_LONGEST_PAUSE)
+        self._drift_backoff = Backoff(longest=_LONGEST_PAUSE)
         self._retry = Backoff()
-        self._trouble = ""
-        """Why the last look failed; empty if it did not."""
-        self._mended = 0
+        self._failure = ""
+        """Why the last check failed; empty if it did not."""
+        self._repairs = 0
         self._contested_from = _CONTESTED_FROM
-        self._last_mended = 0.0
+        self._last_repair = 0.0
+        """On the event loop's clock."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        heard = asyncio.Event()
-        watch = DriftWatch(await self._sockets(), heard.set)
+        wakeup = asyncio.Event()
+        watch = DriftWatch(await self._sockets(), wakeup.set)
         try:
             while True:
-                heard.clear()
-                watch.arm()  # before the look: what changes during it is heard
-                await asyncio.sleep(await self._look())
-                if self._trouble:
+                wakeup.clear()
+                watch.arm()  # before the check: a change during it wakes us
+                await asyncio.sleep(await self._check_once())
+                if self._failure:
                     continue
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._poll):
-                        await heard.wait()
+                        await wakeup.wait()
         finally:
             watch.close()
 
@@ -78,39 +81,40 @@ class ProbeWatch:
         try:
             return await self._threads.run(self._host, open_rule_sockets)
         except OSError as error:
-            self._poll = POLL
+            self._poll = POLL_INTERVAL
             log.warning(
                 "the kernel does not tell of changes to the host's rules; they are polled",
-                seconds=POLL,
+                seconds=POLL_INTERVAL,
                 reason=error.strerror,
             )
             return ()
 
-    async def _look(self) -> float:
-        """Look once; return the seconds for which there is to be no other look."""
+    async def _check_once(self) -> float:
+        """Check once; return the seconds for which there is to be no other check."""
         now = asyncio.get_running_loop().time()
         try:
             check = await self._check()
         except HostProbesError as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
+            if str(error) != self._failure:
+                self._failure = str(error)
                 log.warning("the host's rules for probes cannot be kept", reason=str(error))
             return self._retry.delay()
-        self._trouble = ""
+        self._failure = ""
         self._retry.reset()
-        if check.differed:
+        if check.drift:
             return self._repaired(check, now)
-        if now - self._last_mended > _QUIET:
-            self._fight.reset()
-        return min(_SHARE * check.seconds, _LONGEST_PAUSE)
+        if now - self._last_repair > _QUIET:
+            self._drift_backoff.reset()
+        return min(_PAUSE * check.seconds, _LONGEST_PAUSE)
 
     def _repaired(self, check: Check, now: float) -> float:
-        self._last_mended = now
-        self._mended += 1
-        log.warning("the host's rules for probes mended", differed=list(check.differed[:10]))
-        if self._mended == self._contested_from:
+        """Report a repair; return the seconds for which there is to be no other check."""
+        self._last_repair = now
+        self._repairs += 1
+        log.warning("the host's rules for probes repaired", drift=list(check.drift[:10]))
+        if self._repairs == self._contested_from:
             self._contested_from *= 2
             log.error(
-                "something else keeps changing the host's rules for probes", mended=self._mended
+                "something else keeps changing the host's rules for probes", repairs=self._repairs
             )
-        return max(self._fight.delay(), min(_SHARE * check.seconds, _LONGEST_PAUSE))
+        return max(self._drift_backoff.delay(), min(_PAUSE * check.seconds, _LONGEST_PAUSE))

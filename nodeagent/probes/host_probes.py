@@ -1,30 +1,31 @@
-"""The host's probe set: whose health probes reach the app without passing ztunnel."""
+"""The host's probe set: whose health probes reach the app without passing ztunnel.
+
+`HostProbes` puts the addresses of enrolled pods into the host's sets and takes them out
+again, one change at a time, in a thread in the host's network namespace. What is in the
+sets is asked of the kernel each time, an address at a time. `HostProbes` itself remembers
+only what each pod should have, and which addresses may be left in the sets of what a pod
+had: enough to fill sets again that somebody has flushed, and to give an address that two
+pods claim to the other one when the first pod goes. The rules and sets themselves are
+read and written by a `ProbeBackend`.
+"""
 
 import asyncio
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import TypeVar
 
 import structlog
 
 from nodeagent.mesh.errors import GiveUpError, RetryError
 from nodeagent.mesh.pod import IPAddress, Pod, PodUID
-from nodeagent.netfilter.errors import RedirectError
-from nodeagent.netfilter.iptables_programs import Variant
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
-from nodeagent.probes.nft_rules import (
-    OWNER,
-    ProbeRules,
-    render,
-    render_additions,
-    render_deletions,
-)
-from nodeagent.probes.nft_table import ProbeTable, differences, reference
-from nodeagent.probes.removal import Removal, remove
+from nodeagent.probes.backend import Occasion, ProbeBackend, Repair
+from nodeagent.probes.rules import OWNER, Owners, ProbeRules, claimed_addresses
 
 log = structlog.get_logger()
 
@@ -32,71 +33,62 @@ T = TypeVar("T")
 
 
 class HostProbesError(RetryError):
-    """The host's probe set could not be read or written; what stood there stands."""
+    """The host's probe set could not be read or written.
+
+    With nftables nothing has changed then. With iptables each set and the chain of each
+    family is written by itself: those before the one that failed have been.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """What one look at all of the host's rules and sets has found, and what it has cost."""
 
-    differed: tuple[str, ...]
-    """What was not as it should be, in words. It is by now."""
+    drift: tuple[str, ...]
+    """What was not as it should be, in words. It has been repaired."""
     seconds: float
 
 
 class HostProbes:
-    """Keeps the addresses of enrolled pods in the host's set, one change at a time.
+    """Keeps the addresses of enrolled pods in the host's sets."""
 
-    What stands is always asked of the kernel, an address at a time. What is
-    remembered is what each pod should have and where to look for what it had:
-    enough to put back a table that others flushed, and to give an address that
-    two pods claim to the other one when the first goes.
-    """
-
-    def __init__(
-        self,
-        threads: NetnsThreads,
-        host: Netns,
-        *,
-        probe_v4: IPv4Address,
-        probe_v6: IPv6Address,
-        ipv6: bool,
-    ) -> None:
-        """`host` is borrowed; the probe addresses are the source that the probes get."""
+    def __init__(self, threads: NetnsThreads, host: Netns, backend: ProbeBackend) -> None:
+        """`host` is borrowed; `backend` is used by nobody else, and closed by `aclose`."""
         self._threads = threads
         self._host = host
-        self._rules = ProbeRules(probe_v4=probe_v4, probe_v6=probe_v6, ipv6=ipv6)
+        self._backend = backend
         self._claims: dict[PodUID, frozenset[IPAddress]] = {}
-        """By the pods that were ensured, the latest last."""
-        self._former: dict[PodUID, frozenset[IPAddress]] = {}
-        """What the set may have besides: left by a former agent, or by a change that failed."""
-        self._turn = asyncio.Lock()
-        self._table: ProbeTable | None = None
-        self._right: int | None = None
-        """The generation at which the rules were right; addresses are asked for one by one."""
+        """What each pod should have in the sets; the pod that was ensured last comes last."""
+        self._unclaimed: dict[PodUID, frozenset[IPAddress]] = {}
+        """What the sets may have for a pod besides its claim.
+
+        It was put there by an earlier agent, or a change that was to delete it has failed.
+        """
+        self._lock = asyncio.Lock()
+        """Held for as long as a thread uses the backend."""
         self._settled: dict[PodUID, tuple[int, tuple[IPAddress, ...]]] = {}
-        """The generation at which a pod's addresses were in, and these, as the pod has them."""
+        """The pods for which all was found right: at which generation, with which addresses."""
         self._complete: Hashable = None
-        """What `_contents` told when every address that a pod should have was in."""
+        """The sets' fingerprint when every claimed address was in them."""
 
     @property
     def rules(self) -> ProbeRules:
         """What the host's rules should be."""
-        return self._rules
+        return self._backend.rules
 
     async def start(self) -> None:
-        """Have the host's rules and sets stand; keep every address that is in them.
+        """Have the host's rules and sets installed; keep every address that is in them.
 
         Where all is right nothing is written. Raises `HostProbesError`.
         """
         await self._run(self._start)
 
     async def ensure(self, pod: Pod) -> tuple[str, ...]:
-        """Have every address of `pod` in the set, for it; return what differed before.
+        """Have every address of `pod` in the sets, for `pod`; return what differed before.
 
-        An address that the set has for another pod is taken over; one that `pod`
-        no longer has goes. A pod that has none just now keeps what it had (L9).
-        Raises `HostProbesError`, ``GiveUpError`` for a UID that cannot stand in a rule set.
+        An address that a set has for another pod is taken over. An address that `pod`
+        no longer has is taken out. A pod without any address just now keeps what it had (L9).
+        Raises `HostProbesError`; ``GiveUpError`` for a UID that cannot be a set's comment.
         """
         if not OWNER.fullmatch(pod.uid):
             raise GiveUpError(
@@ -107,190 +99,160 @@ class HostProbes:
         return await self._run(partial(self._ensure, pod))
 
     def _is_settled(self, pod: Pod) -> bool:
-        """Whether nobody has changed a rule or set of the host since the pod's were looked at.
+        """Whether nothing on the host has changed since all was found right for `pod`.
 
-        Asked without a thread, on the socket that is there.
+        It is asked without a thread, so most looks at pods that are right cost 0.01 ms.
         """
-        table, settled = self._table, self._settled.get(pod.uid)
-        if table is None or settled is None or self._turn.locked():
-            return False
-        try:
-            return settled == (table.generation(), pod.addresses)
-        except RedirectError:
-            self._table = None
-            table.close()
-            return False
+        generation, addresses = self._settled.get(pod.uid, (None, ()))
+        return (
+            generation is not None
+            and addresses == pod.addresses
+            and not self._lock.locked()
+            and self._backend.unchanged_since(generation)
+        )
 
     async def check(self) -> Check:
-        """Have rules, sets and every pod's addresses stand; raises `HostProbesError`."""
+        """Have the rules, the sets and every pod's addresses put right.
+
+        Raises `HostProbesError`.
+        """
         return await self._run(self._check)
 
     async def remove(self, uid: PodUID) -> None:
-        """Take out what the set has for `uid`. Idempotent; raises `HostProbesError`.
+        """Take out what the sets have for `uid`. Idempotent; raises `HostProbesError`.
 
-        An address that a later pod was given meanwhile is that pod's, and stays.
+        An address that a later pod was given meanwhile is that pod's, and is left in.
         """
         await self._run(partial(self._remove, uid))
 
     async def prune(self, enrolled: Collection[Pod]) -> None:
-        """Take out every address that no pod of `enrolled`, and none ensured here, has.
+        """Take out every address that neither a pod of `enrolled` nor one ensured here has.
 
-        For the start. Nothing is added: a pod may have been removed since
-        `enrolled` was put together. If a pod of them has no address yet, nothing
-        is pruned (L9). Raises `HostProbesError`.
+        For the start. Nothing is added: a pod may have been removed since `enrolled` was
+        put together. While a pod of `enrolled` has no address, nothing is pruned (L9).
+        Raises `HostProbesError`.
         """
         if unknown := [str(pod) for pod in enrolled if not pod.addresses]:
             log.info("host probe set not pruned: pods have no address", pods=unknown[:10])
             return
         await self._run(partial(self._prune, enrolled))
 
-    async def uninstall(self) -> Removal:
-        """Remove rules and sets in every backend, as far as they are proven to be ours.
-
-        Raises `HostProbesError` where the host cannot be entered.
-        """
-        async with self._turn:
-            for noted in (self._claims, self._settled, self._former):
-                noted.clear()
-            sweep = partial(remove, self._rules, {None, *Variant}, istios_too=False)
-            try:
-                return await self._threads.run(self._host, sweep)
-            except OSError as error:
-                raise HostProbesError(f"host probes: {error}") from error
-
     async def aclose(self) -> None:
-        """Let go of the kernel's sockets, when the last change is over; what stands stays."""
-        async with self._turn:
-            table, self._table = self._table, None
-            if table is not None:
-                table.close()
+        """Close the backend when the last change is over; rules and sets stay in the kernel."""
+        async with self._lock:
+            self._backend.close()
 
-    async def _run(self, job: Callable[[ProbeTable], T]) -> T:
-        await self._turn.acquire()
+    async def _run(self, job: Callable[[], T]) -> T:
+        await self._lock.acquire()
         work = asyncio.create_task(
             self._threads.run(self._host, partial(self._work, job)), name="host probes"
         )
-        # A caller that is cancelled leaves its job running: the turn ends with the job.
-        work.add_done_callback(lambda _: self._turn.release())
+        # A caller that is cancelled leaves its job running: the lock is held until that ends.
+        work.add_done_callback(lambda _: self._lock.release())
         try:
             return await asyncio.shield(work)
-        except (RedirectError, OSError) as error:
+        except (RulesError, OSError) as error:
             raise HostProbesError(f"host probes: {error}") from error
 
-    def _work(self, job: Callable[[ProbeTable], T]) -> T:
-        table, self._table = self._table or ProbeTable(), None
+    def _work(self, job: Callable[[], T]) -> T:
         try:
-            result = job(table)
+            return job()
         except BaseException:
-            # Answers to what failed may still be on their way on its socket.
-            table.close()
+            # Answers to what failed may still be on their way on the backend's socket.
+            self._backend.close()
             raise
-        self._table = table
-        return result
 
-    def _start(self, table: ProbeTable) -> None:
-        self._mend(table)
-        for address, owner in table.owners().items():
+    def _start(self) -> None:
+        self._repair(Occasion.START)
+        for address, owner in self._backend.owners().items():
             uid = PodUID(owner)
             if owner and uid not in self._claims:
-                self._former[uid] = self._former.get(uid, frozenset()) | {address}
+                self._unclaimed[uid] = self._unclaimed.get(uid, frozenset()) | {address}
 
-    def _check(self, table: ProbeTable) -> Check:
+    def _check(self) -> Check:
         begun = time.monotonic()
-        differed = self._mend(table) + self._restore(table)
-        return Check(differed, time.monotonic() - begun)
+        drift = self._repair(Occasion.CHANGE).drift + self._restore()
+        return Check(drift, time.monotonic() - begun)
 
-    def _restore(self, table: ProbeTable) -> tuple[str, ...]:
+    def _repair(self, occasion: Occasion) -> Repair:
+        repair = self._backend.repair(self._claims, occasion)
+        if repair.drift:
+            log.info("host probe rules written", drift=list(repair.drift))
+        return repair
+
+    def _restore(self) -> tuple[str, ...]:
         """Put back what was taken out of the sets; return what that was."""
-        contents = self._contents(table)  # before the look: what changes during it is seen
-        if contents == self._complete:
+        # Asked before the addresses are read, so that a change meanwhile is noticed next time.
+        fingerprint = self._backend.contents_fingerprint()
+        if fingerprint == self._complete:
             return ()
-        have = table.owners()
-        want = {
-            address: uid
-            for uid, claimed in self._claims.items()
-            for address in claimed
-            if address.version in self._rules.versions
-        }
-        lost = {address: uid for address, uid in want.items() if have.get(address) != uid}
+        installed = self._backend.owners()
+        claimed = claimed_addresses(self._claims, self.rules.versions)
+        lost = {a: uid for a, uid in claimed.items() if installed.get(a) != uid}
         if not lost:
-            self._complete = contents
-        self._change(table, [address for address in lost if address in have], dict(lost))
+            self._complete = fingerprint
+        self._change([address for address in lost if address in installed], lost)
         return tuple(f"{address} is not in for its pod" for address in _sorted(lost))
 
-    def _contents(self, table: ProbeTable) -> Hashable:
-        """What is another when the addresses in the sets are others."""
-        return table.generation()
-
-    def _ensure(self, pod: Pod, table: ProbeTable) -> tuple[str, ...]:
+    def _ensure(self, pod: Pod) -> tuple[str, ...]:
         if pod.addresses:
-            before = self._recall(pod.uid)
-            self._claims[pod.uid] = wanted = frozenset(self._markable(pod.addresses))
+            before = self._withdraw_claim(pod.uid)
+            self._claims[pod.uid] = desired = frozenset(self._eligible(pod.addresses))
         else:
-            former = self._former.get(pod.uid, frozenset())
-            wanted = before = self._claims.get(pod.uid, former)
-        differed = list(self._mend(table))
+            unclaimed = self._unclaimed.get(pod.uid, frozenset())
+            desired = before = self._claims.get(pod.uid, unclaimed)
+        repair = self._repair(Occasion.POD)
+        drift = list(repair.drift)
         taken: list[IPAddress] = []
         added: dict[IPAddress, str] = {}
-        for address in _sorted(wanted):
-            owner = table.owner(address)
+        for address in _sorted(desired):
+            owner = self._backend.owner(address)
             if owner is None:
-                differed.append(f"{address} is missing")
+                drift.append(f"{address} is missing")
                 added[address] = pod.uid
             elif owner != pod.uid and pod.addresses:
-                differed.append(f"{address} belongs to {owner or 'nobody'}")
+                drift.append(f"{address} belongs to {owner or 'nobody'}")
                 taken.append(address)
                 added[address] = pod.uid
-        gone = [a for a in _sorted(before - wanted) if table.owner(a) == pod.uid]
-        differed += [f"{address} is no longer the pod's" for address in gone]
-        self._change(table, [*taken, *gone], added | self._inherited(gone))
+        gone = [a for a in _sorted(before - desired) if self._backend.owner(a) == pod.uid]
+        drift += [f"{address} is no longer the pod's" for address in gone]
+        self._change([*taken, *gone], added | self._inherited(gone))
         if pod.addresses:
-            del self._former[pod.uid]
-            if self._right is not None:  # with what was changed just now it is another
-                self._settled[pod.uid] = self._right, pod.addresses
-        return tuple(differed)
+            del self._unclaimed[pod.uid]
+            if repair.generation is not None and not drift:
+                self._settled[pod.uid] = repair.generation, pod.addresses
+        return tuple(drift)
 
-    def _remove(self, uid: PodUID, table: ProbeTable) -> None:
-        gone = [a for a in _sorted(self._recall(uid)) if table.owner(a) == uid]
-        self._change(table, gone, self._inherited(gone))
-        del self._former[uid]
+    def _remove(self, uid: PodUID) -> None:
+        had = _sorted(self._withdraw_claim(uid))
+        gone = [address for address in had if self._backend.owner(address) == uid]
+        self._change(gone, self._inherited(gone))
+        del self._unclaimed[uid]
 
-    def _prune(self, enrolled: Collection[Pod], table: ProbeTable) -> None:
-        wanted = {address for pod in enrolled for address in self._markable(pod.addresses)}
-        wanted.update(*self._claims.values())
-        gone = [address for address in table.owners() if address not in wanted]
-        self._change(table, gone, {})
+    def _prune(self, enrolled: Collection[Pod]) -> None:
+        desired = {address for pod in enrolled for address in self._eligible(pod.addresses)}
+        desired.update(*self._claims.values())
+        gone = [address for address in self._backend.owners() if address not in desired]
+        self._change(gone, {})
         if gone:
             log.info("host probe set pruned", addresses=[str(a) for a in _sorted(gone)])
 
-    def _mend(self, table: ProbeTable) -> tuple[str, ...]:
-        generation = table.generation()  # before the look: what changes during it is seen
-        if generation == self._right:
-            return ()
-        differed = differences(table.standing(), reference(self._rules))
-        if not differed:
-            self._right = generation
-        else:
-            owners = {
-                address: owner
-                for address, owner in table.owners().items()
-                if address.version in self._rules.versions
-            }
-            for uid, addresses in self._claims.items():
-                owners.update(dict.fromkeys(addresses, uid))
-            table.apply(render(self._rules, owners))
-            log.info("host probe table written", differed=list(differed), addresses=len(owners))
-        return differed
+    def _change(self, deleted: Collection[IPAddress], added: Owners) -> None:
+        if deleted or added:
+            self._backend.change(deleted, added)
 
-    def _recall(self, uid: PodUID) -> frozenset[IPAddress]:
-        """End the claim of `uid`; return, and keep until a change is made, what it may have."""
+    def _withdraw_claim(self, uid: PodUID) -> frozenset[IPAddress]:
+        """End the claim of `uid`; return what the sets may have for it.
+
+        That stays noted in `_unclaimed`, which the caller deletes when the change is made.
+        """
         self._settled.pop(uid, None)
-        had = self._former.get(uid, frozenset()) | self._claims.pop(uid, frozenset())
-        self._former[uid] = had
+        had = self._unclaimed.get(uid, frozenset()) | self._claims.pop(uid, frozenset())
+        self._unclaimed[uid] = had
         return had
 
     def _inherited(self, addresses: Iterable[IPAddress]) -> dict[IPAddress, str]:
-        """Those of `addresses` that a pod claims, for the latest that does."""
+        """Those of `addresses` that another pod claims, for the latest that does."""
         return {
             address: uid
             for uid, claimed in self._claims.items()
@@ -298,22 +260,15 @@ class HostProbes:
             if address in claimed
         }
 
-    def _markable(self, addresses: Iterable[IPAddress]) -> Iterator[IPAddress]:
+    def _eligible(self, addresses: Iterable[IPAddress]) -> Iterator[IPAddress]:
+        """The addresses that a probe from this host can be sent to, as they are in packets."""
         for address in addresses:
             plain = _plain(address)
-            # No packet for the last three ever leaves the host for a pod.
-            if plain.version in self._rules.versions and not (
+            # No packet for one of the last three ever leaves the host for a pod.
+            if plain.version in self.rules.versions and not (
                 plain.is_loopback or plain.is_unspecified or plain.is_multicast
             ):
                 yield plain
-
-    @staticmethod
-    def _change(
-        table: ProbeTable, deleted: Iterable[IPAddress], added: dict[IPAddress, str]
-    ) -> None:
-        # A comment cannot be changed: the element goes and comes in one transaction.
-        if text := render_deletions(deleted) + render_additions(added):
-            table.apply(text)
 
 
 def _plain(address: IPAddress) -> IPAddress:

@@ -1,24 +1,30 @@
-"""The host's probe set for nodes on iptables: a chain in table nat, and ipsets."""
+"""The host's rules and sets for health probes on iptables: a chain in table nat, and ipsets.
+
+An address goes into its set with one message, and its owner is replaced in place. Sets
+are looked at every time. Chains have to be listed by a program together with all of
+kube-proxy's rules, so they are listed as seldom as is safe: every 0.3 s at most, less
+often where a listing takes long, and with `Variant.NFT` only after one of the rules that
+count has changed.
+
+iptables has no transaction over both families and the sets: where one of them fails, those
+before it have been written. A later look makes up for the rest.
+"""
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
-from typing import TypeVar
 
 import structlog
 
 from nodeagent.mesh.pod import IPAddress
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
+from nodeagent.netfilter.ipset import Ipsets
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain
 from nodeagent.netfilter.rule import Family
 from nodeagent.netfilter.scratch import in_scratch_namespace
-from nodeagent.netns.netns import Netns
-from nodeagent.netns.threads import NetnsThreads
-from nodeagent.probes.host_probes import Check, HostProbes
-from nodeagent.probes.ipsets import ProbeIpsets
+from nodeagent.probes.backend import Occasion, Repair
 from nodeagent.probes.iptables_rules import (
     CHAIN,
     ProbeChains,
@@ -27,221 +33,202 @@ from nodeagent.probes.iptables_rules import (
     remove_chains,
     write_chain,
 )
-from nodeagent.probes.nft_rules import SETS, ProbeRules
-from nodeagent.probes.nft_table import ProbeTable
+from nodeagent.probes.rules import SETS, Claims, Owners, ProbeRules, claimed_addresses, owner_in
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
 Layout = Mapping[str, object]
-"""What stands, by what it is called, without counts and addresses."""
+"""What is installed, by what it is called in a log; without counters and addresses."""
 
 _FAMILIES = {family.value.version: family for family in Family}
 
-# Looks at the chains are this many times further apart than they take, 5 % of a core:
-# a listing has all of kube-proxy's rules in it, and many pods ask within a second.
+# Listings are this many times further apart than they take, 5 % of a core: many pods ask
+# within a second.
 _PAUSE = 20
-_V6_AGAIN = 60.0
 _LONGEST_PAUSE = 5.0
-"""Seconds: on a node that is out of breath, time that passes says little about work."""
+"""Seconds: on an overloaded node, the time that a listing takes says little about work."""
+_V6_RETRY_AFTER = 60.0
+"""Seconds after which rules for IPv6 are tried again where there could be none."""
 
 
-class IptablesHostProbes(HostProbes):
-    """Does with iptables what `HostProbes` does with nftables.
+class IptablesProbeBackend:
+    """A `ProbeBackend` for one variant of iptables."""
 
-    An address goes into its set with one message, and an owner is replaced in place.
-    Sets are looked at every time. Chains are listed every 0.3 s at most, or less often
-    where a listing is long, and with `Variant.NFT` only after one of the rules that count
-    has changed.
-    """
-
-    def __init__(
-        self,
-        threads: NetnsThreads,
-        host: Netns,
-        *,
-        variant: Variant,
-        probe_v4: IPv4Address,
-        probe_v6: IPv6Address,
-        ipv6: bool,
-    ) -> None:
-        """See `HostProbes`; `variant` is the one that the host's own rules are written in."""
-        super().__init__(threads, host, probe_v4=probe_v4, probe_v6=probe_v6, ipv6=ipv6)
+    def __init__(self, variant: Variant, rules: ProbeRules) -> None:
+        """`variant` is the one that the host's own rules are written in."""
         self._variant = variant
-        self._next_look = 0.0
-        self._seen: Hashable = None
-        """The fingerprint of the chains when they were listed last, if they were right."""
-        self._wished = self._rules
-        self._next_v6 = 0.0
-        """When to try again whether there can be rules for IPv6, where there could not."""
+        self._configured_rules = rules
+        self._rules = rules
+        self._ipsets: Ipsets | None = None
+        self._next_listing = 0.0
+        """When the chains are to be listed again, on the monotonic clock."""
+        self._right_fingerprint: Hashable = None
+        """The chains' fingerprint when they were listed last, if they were right then."""
+        self._next_v6_try = 0.0
+        """Where IPv6 could not be had: when to try again, on the monotonic clock."""
 
-    def _work(self, job: Callable[[ProbeTable], T]) -> T:
-        # Unlike one that has written nftables, this socket costs nothing to close.
-        with ProbeIpsets() as sets:
-            return job(_Sets(sets, self._rules))
+    @property
+    def rules(self) -> ProbeRules:
+        """See `ProbeBackend`."""
+        return self._rules
 
-    def _start(self, table: ProbeTable) -> None:
-        self._next_look, self._seen = 0.0, None
-        super()._start(table)
-
-    def _check(self, table: ProbeTable) -> Check:
+    def repair(self, claims: Claims, occasion: Occasion) -> Repair:
+        """See `ProbeBackend`. Each set and each family's chain is written by itself."""
+        sets = self._open()
+        desired = self._desired()
+        installed = _set_layout(sets, self._rules)
+        # Taken before the listing, so that a change meanwhile is noticed next time.
+        current = fingerprint(self._variant)
+        sets_are_right = all(desired[part] == installed[part] for part in installed)
+        if sets_are_right and self._may_skip_listing(occasion, current):
+            return Repair()
         begun = time.monotonic()
-        if self._sets_are_right(_ipsets(table)) and fingerprint(self._variant) == self._seen:
-            return Check(self._restore(table), time.monotonic() - begun)
-        if self._variant is Variant.NFT:
-            # Not one of kube-proxy's many rules has changed, but one of those that count.
-            self._next_look = 0.0
-        return super()._check(table)
+        chains = read_chains(self._variant, self._families())
+        drift = tuple(_differences(installed | _chain_layout(chains), desired))
+        self._right_fingerprint = None if drift else current
+        if drift:
+            self._write(chains, desired, claims)
+        ended = time.monotonic()
+        self._next_listing = ended + min(_PAUSE * (ended - begun), _LONGEST_PAUSE)
+        return Repair(drift)
 
-    def _contents(self, table: ProbeTable) -> Hashable:
-        sets = _ipsets(table)
-        headers = [sets.header(version) for version in self._rules.versions]
+    def owner(self, address: IPAddress) -> str | None:
+        """See `ProbeBackend`. The whole set is read: the kernel has no question for a comment."""
+        return self._owners(address.version).get(address)
+
+    def owners(self) -> dict[IPAddress, str]:
+        """See `ProbeBackend`."""
+        return {
+            address: owner
+            for version in self._rules.versions
+            for address, owner in self._owners(version).items()
+        }
+
+    def change(self, deleted: Iterable[IPAddress], added: Owners) -> None:
+        """See `ProbeBackend`. One message for each address; an addition replaces the owner."""
+        sets = self._open()
+        for address in deleted:
+            if address not in added:
+                sets.delete(SETS[address.version], address)
+        for address, owner in added.items():
+            sets.add(SETS[address.version], address, owner)
+
+    def contents_fingerprint(self) -> Hashable:
+        """See `ProbeBackend`: the numbers of elements, which an exchange does not change."""
+        headers = [self._open().header(SETS[version]) for version in self._rules.versions]
         counts = tuple(header and header.count for header in headers)
-        # Others' sets have no count before Linux 4.10: then the addresses are read each time.
+        # Before Linux 4.10 there is no count: nothing equals this object.
         return counts if all(counts) else object()
 
-    def _reference(self) -> Layout:
-        """What should stand; without IPv6 where the kernel or the programs have none of it."""
-        lame = self._rules != self._wished
-        if lame and time.monotonic() < self._next_v6:
+    def unchanged_since(self, generation: int) -> bool:  # noqa: ARG002 - there is none
+        """See `ProbeBackend`: never known, as the kernel does not count changes of ipsets."""
+        return False
+
+    def close(self) -> None:
+        """See `ProbeBackend`."""
+        sets, self._ipsets = self._ipsets, None
+        if sets is not None:
+            sets.close()
+
+    def _open(self) -> Ipsets:
+        if self._ipsets is None:
+            self._ipsets = Ipsets()
+        return self._ipsets
+
+    def _owners(self, version: int) -> dict[IPAddress, str]:
+        comments = self._open().comments(SETS[version])
+        return {address: owner_in(comment) for address, comment in comments.items()}
+
+    def _may_skip_listing(self, occasion: Occasion, current: Hashable) -> bool:
+        """Whether the chains can be taken to be as they were when listed last."""
+        unchanged = current == self._right_fingerprint
+        recent = time.monotonic() < self._next_listing
+        if occasion is Occasion.START:
+            return False
+        if self._variant is Variant.NFT:
+            # Its fingerprint has the rules that count: if it has changed, one of them has,
+            # and only pods that ask all at once share a listing.
+            return unchanged or (recent and occasion is Occasion.POD)
+        # A legacy fingerprint changes with any rule in the table and not with each of ours:
+        # it suffices between the looks at pods, and changes are no reason for haste.
+        return recent or (unchanged and occasion is Occasion.CHANGE)
+
+    def _desired(self) -> Layout:
+        """The desired layout; without IPv6 where the kernel or the programs have none of it."""
+        is_reduced = self._rules != self._configured_rules
+        if is_reduced and time.monotonic() < self._next_v6_try:
             return reference(self._variant, self._rules)
         try:
-            want, rules = reference(self._variant, self._wished), self._wished
-        except RedirectError as error:
-            if not self._wished.ipv6:
+            desired, rules = (
+                reference(self._variant, self._configured_rules),
+                self._configured_rules,
+            )
+        except RulesError as error:
+            if not self._configured_rules.ipv6:
                 raise
-            rules = replace(self._wished, ipv6=False)
+            rules = replace(self._configured_rules, ipv6=False)
             # Raises where IPv4 cannot be had either: then it is no fault of one family.
-            want = reference(self._variant, rules)
-            self._next_v6 = time.monotonic() + _V6_AGAIN
-            if not lame:
+            desired = reference(self._variant, rules)
+            self._next_v6_try = time.monotonic() + _V6_RETRY_AFTER
+            if not is_reduced:
                 log.warning(
                     "health probes of IPv6 addresses go through ztunnel; on a node without IPv6,"
                     " set AMBIENT_IPV6=false",
                     reason=str(error),
                 )
         self._rules = rules
-        return want
+        return desired
 
     def _families(self) -> list[Family]:
-        # Without a wish for IPv6 its chain has to go; where it cannot be had, there is none.
-        return [Family.V4] if self._rules != self._wished else list(Family)
+        # If IPv6 is switched off, a chain of it has to go. Where it cannot be had, there is none.
+        return [Family.V4] if self._rules != self._configured_rules else list(Family)
 
-    def _sets_are_right(self, sets: ProbeIpsets) -> bool:
-        want = self._reference()
-        have = _set_layout(sets, self._rules)
-        return all(want[part] == have[part] for part in have)
-
-    def _mend(self, table: ProbeTable) -> tuple[str, ...]:
-        sets = _ipsets(table)
-        want = self._reference()
-        have = _set_layout(sets, self._rules)
-        seen = fingerprint(self._variant)  # before the look: what changes during it is seen
-        begun = time.monotonic()
-        known = self._variant is Variant.NFT and seen == self._seen
-        if (known or begun < self._next_look) and self._sets_are_right(sets):
-            return ()
-        chains = read_chains(self._variant, self._families())
-        differed = tuple(_differences(have | _chain_layout(chains), want))
-        self._seen = None if differed else seen
-        if differed:
-            self._write(sets, chains, want)
-            log.info("host probe chains written", differed=list(differed))
-        ended = time.monotonic()
-        self._next_look = ended + min(_PAUSE * (ended - begun), _LONGEST_PAUSE)
-        return differed
-
-    def _write(self, sets: ProbeIpsets, chains: ProbeChains, want: Layout) -> None:
-        standing = dict(chains)
+    def _write(self, chains: ProbeChains, desired: Layout, claims: Claims) -> None:
+        sets = self._open()
         for version, family in _FAMILIES.items():
-            chain = standing.get(family)
-            wanted = version in self._rules.versions
-            replaced = wanted and sets.header(version) != want[_set_part(version)]
-            if chain and (replaced or not wanted):
+            chain = chains.get(family)
+            is_desired = version in self._rules.versions
+            replaced = is_desired and sets.header(SETS[version]) != desired[_set_part(version)]
+            if chain and (replaced or not is_desired):
                 # The kernel keeps a set for as long as a rule uses it.
                 remove_chains(self._variant, {family: chain})
                 chain = None
             if replaced:
-                self._replace_set(sets, version)
-            if wanted and _comparable(chain) != want[_chain_part(family)]:
+                self._replace_set(version, claims)
+            if is_desired and _comparable(chain) != desired[_chain_part(family)]:
                 write_chain(self._variant, family, self._rules, chain)
 
-    def _replace_set(self, sets: ProbeIpsets, version: int) -> None:
-        owners = sets.owners(version)
-        for uid, addresses in self._claims.items():
-            owners.update((address, uid) for address in addresses if address.version == version)
-        if sets.header(version):
-            sets.destroy(version)
-        sets.create(version)
+    def _replace_set(self, version: int, claims: Claims) -> None:
+        sets, name = self._open(), SETS[version]
+        owners = self._owners(version) | claimed_addresses(claims, {version})
+        if sets.header(name):
+            sets.destroy(name)
+        sets.create(name, version)
         for address, owner in owners.items():
-            sets.add(address, owner)
-
-    @staticmethod
-    def _change(
-        table: ProbeTable, deleted: Iterable[IPAddress], added: dict[IPAddress, str]
-    ) -> None:
-        sets = _ipsets(table)
-        for address in deleted:
-            if address not in added:
-                sets.delete(address)
-        for address, owner in added.items():
-            sets.add(address, owner)
+            sets.add(name, address, owner)
 
 
 @lru_cache(maxsize=8)
 def reference(variant: Variant, rules: ProbeRules) -> Layout:
-    """What stands where `rules` are true. Raises `RedirectError`.
+    """What is installed after `rules` were written. Raises `RulesError`.
 
-    Found out by doing it, because each version of the programs has its own notation.
+    The rules are written and read in a network namespace made for it, because each
+    version of the programs prints them in its own notation.
     """
 
-    def done() -> Layout:
-        with ProbeIpsets() as sets:
+    def write_and_read() -> Layout:
+        with Ipsets() as sets:
             for version in rules.versions:
-                sets.create(version)
+                sets.create(SETS[version], version)
                 write_chain(variant, _FAMILIES[version], rules, None)
             return _set_layout(sets, rules) | _chain_layout(read_chains(variant))
 
-    return in_scratch_namespace(done)
+    return in_scratch_namespace(write_and_read)
 
 
-class _Sets(ProbeTable):
-    """The addresses in the sets, for what `HostProbes` asks about them."""
-
-    def __init__(self, ipsets: ProbeIpsets, rules: ProbeRules) -> None:
-        self.ipsets = ipsets
-        self._rules = rules
-
-    def owner(self, address: IPAddress) -> str | None:
-        # A set can be asked whether it has an address, but not for the comment.
-        return self.ipsets.owners(address.version).get(address)
-
-    def owners(self) -> dict[IPAddress, str]:
-        return {
-            address: owner
-            for version in self._rules.versions
-            for address, owner in self.ipsets.owners(version).items()
-        }
-
-
-def _ipsets(table: ProbeTable) -> ProbeIpsets:
-    assert isinstance(table, _Sets)  # noqa: S101 - `_work` gives no other
-    return table.ipsets
-
-
-def _differences(have: Layout, want: Layout) -> Iterator[str]:
-    for part in (*want, *(part for part in have if part not in want)):
-        if have.get(part) is None:
-            yield f"{part} is missing"
-        elif part not in want:
-            yield f"{part} is not wanted"
-        elif have[part] != want[part]:
-            yield f"{part} differs"
-
-
-def _set_layout(sets: ProbeIpsets, rules: ProbeRules) -> dict[str, object]:
-    # A set that is not wanted hurts nobody, and the other variant may use it still.
-    return {_set_part(version): sets.header(version) for version in rules.versions}
+def _set_layout(sets: Ipsets, rules: ProbeRules) -> dict[str, object]:
+    # A set that is not wanted does no harm, and the other variant may still use it.
+    return {_set_part(version): sets.header(SETS[version]) for version in rules.versions}
 
 
 def _chain_layout(chains: ProbeChains) -> dict[str, object]:
@@ -257,5 +244,15 @@ def _chain_part(family: Family) -> str:
 
 
 def _comparable(chain: Chain[str] | None) -> object:
-    # Who else leads here is not ours to change.
+    # Which rules of others lead to the chain as well is not ours to change.
     return chain and (chain.jumps, chain.rules)
+
+
+def _differences(installed: Layout, desired: Layout) -> Iterator[str]:
+    for part in (*desired, *(part for part in installed if part not in desired)):
+        if installed.get(part) is None:
+            yield f"{part} is missing"
+        elif part not in desired:
+            yield f"{part} is not wanted"
+        elif installed[part] != desired[part]:
+            yield f"{part} differs"

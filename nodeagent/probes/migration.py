@@ -1,9 +1,15 @@
-"""Taking over a host from the other backend, or from Istio's own agent (L7, L8)."""
+"""Moving the host's probe rules to the chosen backend, from another one or Istio's own agent.
+
+`BackendMigration` is what the agent works with: it passes everything on to `HostProbes`,
+and removes what the other backends have on the host once nothing needs it any more (L7, L8).
+That is when every pod that was enrolled at the agent's start has its addresses in the
+chosen backend's sets: until then the old rules let the probes of the other pods through.
+What cannot be removed is tried again, from a minute to an hour later.
+"""
 
 import asyncio
 from collections.abc import Collection
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 
 import structlog
 
@@ -11,10 +17,13 @@ from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
-from nodeagent.probes.drift import POLL, ProbeWatch
+from nodeagent.probes.backend import ProbeBackend
+from nodeagent.probes.drift import POLL_INTERVAL, ProbeWatch
 from nodeagent.probes.host_probes import HostProbes
-from nodeagent.probes.iptables_backend import IptablesHostProbes
+from nodeagent.probes.iptables_backend import IptablesProbeBackend
+from nodeagent.probes.nft_backend import NftProbeBackend
 from nodeagent.probes.removal import Removal, remove
+from nodeagent.probes.rules import ProbeRules
 
 log = structlog.get_logger()
 
@@ -22,87 +31,80 @@ RETRY_AFTER, _LONGEST_PAUSE = 60.0, 3600.0
 """Seconds before leftovers that could not be removed are looked for again."""
 
 
-class TakingOver:
-    """Host probes in one backend, which end those in the others when they can do without them.
-
-    That is when every pod that was enrolled at the start has its addresses in the set:
-    until then a pod that is not looked at yet has its probes marked by the old rules.
-    """
+class BackendMigration:
+    """Host probes in the chosen backend; ends what the other backends have when it may."""
 
     def __init__(
         self,
-        probes: HostProbes,
+        chosen: Variant | None,
+        rules: ProbeRules,
         threads: NetnsThreads,
         host: Netns,
-        chosen: Variant | None,
     ) -> None:
-        """`probes` work in `host` and are closed with this; `chosen` is None for nftables."""
-        self._probes = probes
+        """`chosen` is the variant of iptables, or None for nftables; `host` is borrowed."""
+        self._chosen = chosen
+        self._probes = HostProbes(threads, host, backend_for(chosen, rules))
         self._threads = threads
         self._host = host
-        self._chosen = chosen
-        self._held: set[PodUID] = set()
-        """The pods whose addresses are in; of interest until the others' rules are gone."""
+        self._covered: set[PodUID] = set()
+        """The pods whose addresses are in the chosen backend's sets."""
         self._awaited: set[PodUID] | None = None
-        """Those that have to be before; None before the first list, empty when it is over."""
-        self._unswept = asyncio.Event()
-        """Set while the others' rules could not be looked at or removed."""
-        self._told: list[str] = []
+        """The pods that need the others' rules. None before `prune`, empty when none is left."""
+        self._leftovers = asyncio.Event()
+        """Set while something of the others could not be looked at or removed."""
+        self._reported: list[str] = []
+        """The reasons in the log's last warning."""
 
     async def start(self) -> None:
-        """See `HostProbes`."""
+        """See `HostProbes.start`."""
         await self._probes.start()
 
-    async def keep(self) -> None:
-        """Put back at once what others take out of the host's rules and sets, without end (L37)."""
-        # The kernel tells of nftables, which iptables-nft is too, and of no ipset.
-        poll = None if self._chosen is None else POLL
+    async def keep_repaired(self) -> None:
+        """Put back at once what others take out of the host's rules and sets (L37); no end."""
+        # The kernel tells of changes to nftables, which iptables-nft is too, but to no ipset.
+        poll = None if self._chosen is None else POLL_INTERVAL
         watch = ProbeWatch(self._threads, self._host, self._probes.check, poll=poll)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(watch.run(), name="host probes watched")
-            tasks.create_task(self._take_over_again(), name="former host probes removed")
+            tasks.create_task(self._retry_removal(), name="former host probes removed")
 
     async def ensure(self, pod: Pod) -> tuple[str, ...]:
-        """See `HostProbes`."""
-        differed = await self._probes.ensure(pod)
+        """See `HostProbes.ensure`."""
+        drift = await self._probes.ensure(pod)
         if pod.addresses:
-            self._held.add(pod.uid)
-            await self._arrived(pod.uid)
-        return differed
+            self._covered.add(pod.uid)
+            await self._no_longer_awaited(pod.uid)
+        return drift
 
     async def remove(self, uid: PodUID) -> None:
-        """See `HostProbes`."""
+        """See `HostProbes.remove`."""
         await self._probes.remove(uid)
-        self._held.discard(uid)
-        await self._arrived(uid)
+        self._covered.discard(uid)
+        await self._no_longer_awaited(uid)
 
     async def prune(self, enrolled: Collection[Pod]) -> None:
-        """See `HostProbes`. Others' rules go now, or with the last of `enrolled` to be in."""
+        """See `HostProbes.prune`. The others' rules go once all of `enrolled` are covered."""
         await self._probes.prune(enrolled)
-        self._awaited = {pod.uid for pod in enrolled} - self._held
+        self._awaited = {pod.uid for pod in enrolled} - self._covered
         if not self._awaited:
-            await self._take_over()
-
-    async def uninstall(self) -> Removal:
-        """See `HostProbes`."""
-        return await self._probes.uninstall()
+            await self._remove_others()
 
     async def aclose(self) -> None:
-        """See `HostProbes`."""
+        """See `HostProbes.aclose`."""
         await self._probes.aclose()
 
-    async def _arrived(self, uid: PodUID) -> None:
+    async def _no_longer_awaited(self, uid: PodUID) -> None:
         if self._awaited and uid in self._awaited:
             self._awaited.discard(uid)
             if not self._awaited:
-                await self._take_over()
+                await self._remove_others()
 
-    async def _take_over(self) -> None:
-        """End what the other backends have; two sets that agree do no harm meanwhile (L35)."""
+    async def _remove_others(self) -> None:
+        """Remove what other backends have; meanwhile two sets that agree do no harm (L35)."""
         others = {None, *Variant} - {self._chosen}
-        sweep = partial(remove, self._probes.rules, others, istios_too=True)
+        work = partial(remove, self._probes.rules, others, istios_too=True)
         try:
-            done = await self._threads.run(self._host, sweep)
+            done = await self._threads.run(self._host, work)
         except OSError as error:
             done = Removal(failed=[f"host probes: {error}"])
         if done.removed:
@@ -110,38 +112,21 @@ class TakingOver:
         if done.left:
             log.info("rules of somebody else with a name of ours are left alone", left=done.left)
         if done.failed:
-            self._unswept.set()
-        if done.failed and done.failed != self._told:
+            self._leftovers.set()
+        if done.failed and done.failed != self._reported:
             log.warning("former host probe rules stay for now", reasons=done.failed)
-        self._told = done.failed
+        self._reported = done.failed
 
-    async def _take_over_again(self) -> None:
+    async def _retry_removal(self) -> None:
         pause = RETRY_AFTER
         while True:
-            await self._unswept.wait()
+            await self._leftovers.wait()
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-            self._unswept.clear()
-            await self._take_over()
+            self._leftovers.clear()
+            await self._remove_others()
 
 
-def host_probes_for(
-    variant: Variant | None,
-    threads: NetnsThreads,
-    host: Netns,
-    *,
-    probe_v4: IPv4Address,
-    probe_v6: IPv6Address,
-    ipv6: bool,
-) -> TakingOver:
-    """Make what keeps the probe set with iptables in this `variant`, or nftables for None.
-
-    `host` is borrowed.
-    """
-    if variant is None:
-        probes = HostProbes(threads, host, probe_v4=probe_v4, probe_v6=probe_v6, ipv6=ipv6)
-    else:
-        probes = IptablesHostProbes(
-            threads, host, variant=variant, probe_v4=probe_v4, probe_v6=probe_v6, ipv6=ipv6
-        )
-    return TakingOver(probes, threads, host, variant)
+def backend_for(variant: Variant | None, rules: ProbeRules) -> ProbeBackend:
+    """Make the backend for iptables in this `variant`, or for nftables if it is None."""
+    return NftProbeBackend(rules) if variant is None else IptablesProbeBackend(variant, rules)

@@ -1,4 +1,10 @@
-"""Taking rules and sets for health probes off the host: only what is proven to be ours (L30)."""
+"""Taking rules and sets for health probes off the host: only what is proven to be ours (L30).
+
+A name is no evidence, because Istio's agent and anybody else may use the same ones. Ours
+is what has our layout mark and beside it nothing that this agent does not write. Where the
+agent takes over a node from Istio's ambient agent, what is exactly as that one makes it
+goes, too. Everything else is left alone and named in the result.
+"""
 
 import contextlib
 import re
@@ -7,22 +13,25 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from nodeagent.mesh.pod import IPAddress
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
+from nodeagent.netfilter.ipset import Ipsets
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain
-from nodeagent.netfilter.layout import LAYOUT_MARK, LAYOUT_VERSION
+from nodeagent.netfilter.layout import LAYOUT_COMMENT, LAYOUT_MARK
+from nodeagent.netfilter.nfnetlink import name_attribute
 from nodeagent.netfilter.nft import render_removal
+from nodeagent.netfilter.nft_state import TableState
 from nodeagent.netfilter.rule import Family
-from nodeagent.probes.ipsets import ProbeIpsets
-from nodeagent.probes.iptables_rules import CHAIN, read_chains, remove_chains
-from nodeagent.probes.nft_rules import CHAIN as NFT_CHAIN
-from nodeagent.probes.nft_rules import ISTIO_CHAIN, SETS, TABLE, ProbeRules
-from nodeagent.probes.nft_table import ProbeTable, Standing, reference
+from nodeagent.probes import iptables_rules
+from nodeagent.probes.iptables_rules import read_chains, remove_chains
+from nodeagent.probes.nft_rules import CHAIN, ISTIO_CHAIN, TABLE
+from nodeagent.probes.nft_table import ProbeTable, reference
+from nodeagent.probes.rules import SETS, ProbeRules
 
-_MARK = re.compile(rf'-A {CHAIN} -m comment --comment "{LAYOUT_MARK}[0-9]+"')
+_MARK = re.compile(rf'-A {iptables_rules.CHAIN} -m comment --comment "{LAYOUT_MARK}[0-9]+"')
 _SOURCE = re.compile(r"--to-source [0-9a-f.:]+")
-_COUNT, _LAYOUT = "number of chains, sets and objects", "layout version"
-_TARGET = b"nat\0"
+_NAT = name_attribute(1, "nat")  # NFTA_EXPR_NAME
+"""The expression that translates addresses, as it is in the kernel's message of a rule."""
 
 
 @dataclass(slots=True)
@@ -41,10 +50,11 @@ def remove(
 ) -> Removal:
     """Remove what `backends` have in the calling thread's network namespace; None: nftables.
 
-    With `istios_too` also what is exactly as Istio's ambient agent makes it: for whoever
-    takes its place. At an uninstall it may be the one that takes ours, and has just made
-    it. Sets go with the chains that use them, where no chosen backend needs them. What fails
-    prevents nothing else.
+    `rules` are those that this agent has, or would have, with nftables. With `istios_too`
+    also what is exactly as Istio's ambient agent makes it: for whoever takes that agent's
+    place. At an uninstall, Istio's agent may be the one that takes our place, and may have
+    come already. Sets are removed together with the chains that use them, and only if both
+    variants of iptables are in `backends`. What fails prevents nothing else.
     """
     done = Removal()
     unused: set[int] = set()
@@ -58,16 +68,21 @@ def remove(
     return done
 
 
+def remove_ours(rules: ProbeRules) -> Removal:
+    """Remove what this agent has made, in every backend; see `remove`."""
+    return remove(rules, {None, *Variant}, istios_too=False)
+
+
 def probed_addresses() -> frozenset[IPAddress]:
     """The addresses in the sets of every backend, in the calling thread's network namespace.
 
     Without those of a backend that the kernel does not have.
     """
     found: set[IPAddress] = set()
-    with contextlib.suppress(RedirectError), ProbeIpsets() as sets:
-        for version in SETS:
-            found.update(sets.owners(version))
-    with contextlib.suppress(RedirectError), contextlib.closing(ProbeTable()) as table:
+    with contextlib.suppress(RulesError), Ipsets() as sets:
+        for name in SETS.values():
+            found.update(sets.comments(name))
+    with contextlib.suppress(RulesError), contextlib.closing(ProbeTable()) as table:
         found.update(table.owners())
     return frozenset(found)
 
@@ -76,7 +91,7 @@ def _remove_chains(variant: Variant, done: Removal, *, istios_too: bool) -> set[
     """Return the versions of the Internet Protocol whose chains are gone now."""
     gone: set[int] = set()
     for family in Family:
-        what = f"{family} chain {CHAIN} in iptables-{variant}"
+        what = f"{family} chain {iptables_rules.CHAIN} in iptables-{variant}"
         try:
             chains = read_chains(variant, [family])
             for chain in chains.values():
@@ -86,7 +101,7 @@ def _remove_chains(variant: Variant, done: Removal, *, istios_too: bool) -> set[
                 remove_chains(variant, chains)
                 gone.add(family.value.version)
                 done.removed.append(what)
-        except RedirectError as error:
+        except RulesError as error:
             done.failed.append(f"{what}: {error}")
     return gone
 
@@ -101,10 +116,10 @@ def _is_istios(chain: Chain[str], family: Family) -> bool:
 
 
 def _is_probe_rule(rule: str, family: Family) -> bool:
-    """Whether it is what this agent writes, and Istio's too; the order of its parts is nobody's."""
+    """Whether `rule` is what this agent and Istio's write, with its parts in any order."""
     rest = rule
     for part in (
-        f"-A {CHAIN}",
+        f"-A {iptables_rules.CHAIN}",
         "-p tcp",
         "-m owner --socket-exists",
         f"-m set --match-set {SETS[family.value.version]} dst",
@@ -118,70 +133,62 @@ def _is_probe_rule(rule: str, family: Family) -> bool:
 
 def _remove_sets(versions: Collection[int], done: Removal) -> None:
     try:
-        with ProbeIpsets() as sets:
+        with Ipsets() as sets:
             for version, name in SETS.items():
-                if sets.header(version) is None:
+                if sets.header(name) is None:
                     continue
                 if version not in versions:
                     done.left.append(f"ipset {name}: no rule of this agent's used it")
                     continue
                 try:
-                    sets.destroy(version)
-                except RedirectError as error:
+                    sets.destroy(name)
+                except RulesError as error:
                     done.left.append(f"ipset {name}: {error}")
                 else:
                     done.removed.append(f"ipset {name}")
-    except RedirectError as error:
+    except RulesError as error:
         done.failed.append(f"ipsets: {error}")
 
 
 def _remove_table(rules: ProbeRules, done: Removal, *, istios_too: bool) -> None:
     try:
-        table = ProbeTable()
-        try:
-            standing = table.standing()
-            if not standing:
+        with contextlib.closing(ProbeTable()) as table:
+            installed = table.state()
+            if installed is None:
                 return
-            if _table_is_ours(standing, rules) or (istios_too and _table_is_istios(standing)):
+            if _table_is_ours(installed, rules) or (istios_too and _table_is_istios(installed)):
                 table.apply(render_removal([TABLE]))
                 done.removed.append(f"table inet {TABLE}")
             else:
                 done.left.append(f"table inet {TABLE}: it is not as this agent makes it")
-        finally:
-            table.close()
-    except RedirectError as error:
+    except RulesError as error:
         done.failed.append(f"table inet {TABLE}: {error}")
 
 
-def _table_is_ours(standing: Standing, rules: ProbeRules) -> bool:
-    """Whether it has our mark, and no rule or chain that somebody else has put in."""
-    layout = standing.get(_LAYOUT)
-    if not isinstance(layout, bytes) or LAYOUT_MARK.encode() not in layout:
+def _table_is_ours(installed: TableState, rules: ProbeRules) -> bool:
+    """Whether the table has our mark, and no rule or chain that somebody else has put in."""
+    if LAYOUT_MARK.encode() not in installed.comment:
         return False
-    if f"{LAYOUT_MARK}{LAYOUT_VERSION}\0".encode() not in layout:
-        return True  # an older one of ours; what was in that is not known any more
+    if f"{LAYOUT_COMMENT}\0".encode() not in installed.comment:
+        return True  # of an earlier version of ours: what that one wrote is not known any more
     ours = reference(rules)
-    parts = [part for part in standing if part.startswith(("rule ", "chain ")) or part == _COUNT]
-    return all(standing[part] == ours.get(part) for part in parts)
+    return installed.chains == ours.chains and installed.members == ours.members
 
 
-def _table_is_istios(standing: Standing) -> bool:
-    """Whether there are its chain, the two sets, and rules that translate for them.
+def _table_is_istios(installed: TableState) -> bool:
+    """Whether there are Istio's chain, the two sets, and rules that translate for them.
 
-    Where it took a table over from this agent, our mark and our chain, now empty, stand there too.
+    Where Istio's agent took the table over from this agent, our mark and our chain, now
+    empty, are there as well.
     """
-    chains = {f"chain {ISTIO_CHAIN}"}
-    if standing.get(_LAYOUT) is not None:
-        chains.add(f"chain {NFT_CHAIN}")
-    known = {*chains, *(f"set {name}" for name in SETS.values())} & standing.keys()
-    count = standing[_COUNT]
-    rules = [rule for part, rule in standing.items() if part.startswith("rule ")]
-    names = [name.encode() + b"\0" for name in SETS.values()]
+    chains = {ISTIO_CHAIN, CHAIN} if installed.comment else {ISTIO_CHAIN}
+    names = [f"{name}\0".encode() for name in SETS.values()]
     return (
-        isinstance(count, bytes)
-        and int.from_bytes(count, "big") == len(known)
+        installed.chains.keys() <= chains
+        and installed.members == len(installed.chains) + len(installed.sets)
         and all(
-            isinstance(rule, bytes) and _TARGET in rule and any(name in rule for name in names)
-            for rule in rules
+            _NAT in rule and any(name in rule for name in names)
+            for chain in installed.chains.values()
+            for rule in chain.rules
         )
     )

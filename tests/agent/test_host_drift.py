@@ -77,7 +77,7 @@ def told(node: Node, event: str) -> list[dict[str, Any]]:
 
 
 def mended(node: Node) -> int:
-    return len(told(node, "the host's rules for probes mended"))
+    return len(told(node, "the host's rules for probes repaired"))
 
 
 def are_in(pods: list[Pod], backend: str) -> bool:
@@ -144,7 +144,7 @@ async def test_a_fight_is_braked_and_told(
     # Each pause is at least half of its step, which doubles: 5 ms, 10 ms, …
     assert taken >= sum(min(FIRST * 2**step, 1.0) / 2 for step in range(9))
     contested = told(node, "something else keeps changing the host's rules for probes")
-    assert [line["mended"] for line in contested] in ([5], [5, 10])
+    assert [line["repairs"] for line in contested] in ([5], [5, 10])
     node.write(other)
     await node.until_state(other, "enrolled")
     await until_probed(web, other)

@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
 
@@ -16,6 +17,9 @@ from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER, NFNLGRP_NFTABLES
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import HostProbes
+from nodeagent.probes.nft_backend import NftProbeBackend
+from nodeagent.probes.removal import Removal, remove_ours
+from nodeagent.probes.rules import ProbeRules
 from tests.lab.pod import call_in_thread
 
 T = TypeVar("T")
@@ -111,9 +115,20 @@ async def probes_of(
     ipv6: bool = True,
 ) -> AsyncIterator[HostProbes]:
     """What one run of the agent has; at its end the kernel keeps everything."""
-    probes = HostProbes(threads, host.namespace, probe_v4=probe_v4, probe_v6=PROBE_V6, ipv6=ipv6)
+    rules = probe_rules(probe_v4=probe_v4, ipv6=ipv6)
+    probes = HostProbes(threads, host.namespace, NftProbeBackend(rules))
     async with contextlib.aclosing(probes):
         yield probes
+
+
+def probe_rules(*, probe_v4: IPv4Address = PROBE_V4, ipv6: bool = True) -> ProbeRules:
+    """The rules for these settings."""
+    return ProbeRules(probe_v4=probe_v4, probe_v6=PROBE_V6, ipv6=ipv6)
+
+
+def uninstall(host: Host) -> Removal:
+    """Remove what is proven to be ours, in every backend."""
+    return host.run(partial(remove_ours, probe_rules()))
 
 
 def enrolled(uid: str, *addresses: str | IPAddress) -> Pod:

@@ -9,11 +9,11 @@ from ipaddress import ip_address
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netns.threads import NetnsThreads
-from nodeagent.probes.migration import TakingOver, host_probes_for
-from tests.lab.host import PROBE_V4, PROBE_V6, SET_V4, SET_V6, Host, new_host
+from nodeagent.probes.migration import BackendMigration
+from tests.lab.host import SET_V4, SET_V6, Host, new_host, probe_rules
 
 KINDS = (None, *Variant)
-"""nftables and the two of iptables, as `host_probes_for` takes them."""
+"""nftables and the two of iptables, as `BackendMigration` takes them."""
 
 
 class IptablesHost(Host):
@@ -74,10 +74,8 @@ def new_iptables_host() -> Iterator[IptablesHost]:
 @contextlib.asynccontextmanager
 async def probes_in(
     kind: Variant | None, host: Host, threads: NetnsThreads, *, ipv6: bool = True
-) -> AsyncIterator[TakingOver]:
+) -> AsyncIterator[BackendMigration]:
     """What one run of the agent has; at its end the kernel keeps everything."""
-    probes = host_probes_for(
-        kind, threads, host.namespace, probe_v4=PROBE_V4, probe_v6=PROBE_V6, ipv6=ipv6
-    )
+    probes = BackendMigration(kind, probe_rules(ipv6=ipv6), threads, host.namespace)
     async with contextlib.aclosing(probes):
         yield probes

@@ -5,35 +5,24 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import nftables
 import pytest
 
 from nodeagent.mesh.errors import GiveUpError, RetryError
-from nodeagent.mesh.pod import PodUID
+from nodeagent.mesh.pod import IPAddress, PodUID
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.host_probes import HostProbes
-from nodeagent.probes.nft_table import ProbeTable
+from nodeagent.probes.nft_backend import NftProbeBackend
+from nodeagent.probes.rules import Owners
 from tests.eventually import PATIENCE
-from tests.lab.host import SET_V4, SET_V6, TABLE, Host, enrolled, new_host, probes_of
+from tests.lab.host import SET_V4, SET_V6, TABLE, Host, enrolled, probes_of
 
 V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
 OTHER = ip_address("10.1.0.2")
 NEWSETELEM, DELSETELEM, NEWGEN = 12, 14, 15
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    with new_host() as host:
-        yield host
-
-
-@pytest.fixture
-def threads() -> Iterator[NetnsThreads]:
-    with contextlib.closing(NetnsThreads(2)) as threads:
-        yield threads
 
 
 @pytest.fixture
@@ -75,7 +64,7 @@ async def test_quiet_set_is_not_asked_for(
         raise AssertionError
 
     with monkeypatch.context() as context:
-        context.setattr(ProbeTable, "owner", asked)
+        context.setattr(NftProbeBackend, "owner", asked)
         assert await probes.ensure(enrolled("a", V4)) == ()
         with pytest.raises(AssertionError):
             await probes.ensure(enrolled("a", V6))
@@ -143,16 +132,16 @@ async def test_a_cancelled_change_comes_before_the_next(
 ) -> None:
     """A pod's removal waits for a change of it that was given up, and so has the last word."""
     started, may_go_on = threading.Event(), threading.Event()
-    apply = ProbeTable.apply
+    change = NftProbeBackend.change
 
-    def slowly(table: ProbeTable, text: str) -> None:
+    def slowly(backend: NftProbeBackend, deleted: Iterable[IPAddress], added: Owners) -> None:
         started.set()
         may_go_on.wait(PATIENCE)
-        apply(table, text)
+        change(backend, deleted, added)
 
     await probes.start()
     with monkeypatch.context() as slowed:
-        slowed.setattr(ProbeTable, "apply", slowly)
+        slowed.setattr(NftProbeBackend, "change", slowly)
         given_up = asyncio.create_task(probes.ensure(enrolled("a", V4)))
         await asyncio.to_thread(started.wait, PATIENCE)
     given_up.cancel()

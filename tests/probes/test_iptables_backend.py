@@ -1,28 +1,25 @@
 """The host's probe set on iptables: what is in it, what is mended, what is left alone."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, ip_address
-from pathlib import Path
 
 import pytest
 
 from nodeagent.linux.netlink import Netlink
 from nodeagent.mesh.errors import GiveUpError
 from nodeagent.mesh.pod import PodUID
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter import ipset
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore, save
 from nodeagent.netfilter.rule import Family
 from nodeagent.netns.threads import NetnsThreads
-from nodeagent.probes import ipsets as probe_ipsets
-from nodeagent.probes import iptables_backend as probes_iptables
-from nodeagent.probes import iptables_rules as probe_chains
+from nodeagent.probes import iptables_backend, iptables_rules
 from nodeagent.probes.host_probes import HostProbesError
-from nodeagent.probes.migration import TakingOver
-from nodeagent.probes.nft_rules import ProbeRules
-from tests.lab.host import PROBE_V4, PROBE_V6, SET_V4, SET_V6, enrolled
-from tests.lab.ipsets import IptablesHost, new_iptables_host, probes_in
+from nodeagent.probes.migration import BackendMigration
+from nodeagent.probes.rules import ProbeRules
+from tests.lab.host import PROBE_V4, PROBE_V6, SET_V4, SET_V6, enrolled, uninstall
+from tests.lab.ipsets import IptablesHost, probes_in
 
 V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
 OTHER = ip_address("10.1.0.2")
@@ -47,28 +44,10 @@ COMMIT
 """
 
 
-@pytest.fixture(autouse=True)
-def _programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # /run is not ours to write to where the tests run without root.
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
-
-
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains are looked at every time."""
-    monkeypatch.setattr(probes_iptables, "_PAUSE", 0)
-
-
-@pytest.fixture
-def host() -> Iterator[IptablesHost]:
-    with new_iptables_host() as host:
-        yield host
-
-
-@pytest.fixture
-def threads() -> Iterator[NetnsThreads]:
-    with contextlib.closing(NetnsThreads(2)) as threads:
-        yield threads
+    monkeypatch.setattr(iptables_backend, "_PAUSE", 0)
 
 
 @pytest.fixture(params=Variant)
@@ -79,7 +58,7 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 @pytest.fixture
 async def probes(
     variant: Variant, host: IptablesHost, threads: NetnsThreads
-) -> AsyncIterator[TakingOver]:
+) -> AsyncIterator[BackendMigration]:
     async with probes_in(variant, host, threads) as probes:
         yield probes
 
@@ -99,7 +78,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_each_address_is_in_for_its_pod(
-    host: IptablesHost, variant: Variant, probes: TakingOver
+    host: IptablesHost, variant: Variant, probes: BackendMigration
 ) -> None:
     """Chain and sets are the ones that operators know; an element's comment is the pod's UID."""
     await probes.start()
@@ -131,7 +110,7 @@ async def test_what_is_right_is_only_looked_at(
 
 
 async def test_a_pod_costs_one_element(
-    host: IptablesHost, probes: TakingOver, requests: list[int]
+    host: IptablesHost, probes: BackendMigration, requests: list[int]
 ) -> None:
     """Among 1,000 addresses, a pod that comes, loses its element or goes changes only that."""
     await probes.start()
@@ -148,7 +127,7 @@ async def test_a_pod_costs_one_element(
     assert len(host.ipset_owners()) == 1000
 
 
-async def test_concurrent_pods(host: IptablesHost, probes: TakingOver) -> None:
+async def test_concurrent_pods(host: IptablesHost, probes: BackendMigration) -> None:
     """L5: pods that come and go all at once end up right."""
     pods = [enrolled(f"uid-{n}", f"10.3.0.{n}", f"fd00::3:{n}") for n in range(50)]
     await asyncio.gather(*(probes.ensure(pod) for pod in pods))
@@ -160,7 +139,7 @@ async def test_concurrent_pods(host: IptablesHost, probes: TakingOver) -> None:
 
 
 async def test_an_address_goes_to_the_pod_that_has_it_now(
-    host: IptablesHost, probes: TakingOver
+    host: IptablesHost, probes: BackendMigration
 ) -> None:
     """L27: an add overwrites, in place; the old pod's delete takes nothing."""
     await probes.start()
@@ -191,7 +170,7 @@ async def test_missing_data_never_prunes(
         assert host.ipset_owners() == {V4: "a"}
 
 
-async def test_a_uid_that_is_none_is_refused(host: IptablesHost, probes: TakingOver) -> None:
+async def test_a_uid_that_is_none_is_refused(host: IptablesHost, probes: BackendMigration) -> None:
     """What is not a UID never gets near a set."""
     await probes.start()
     with pytest.raises(GiveUpError, match="not a UID"):
@@ -238,7 +217,7 @@ BREAKAGES = {
 @pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("breakage", BREAKAGES)
 async def test_what_others_change_is_mended(
-    host: IptablesHost, variant: Variant, probes: TakingOver, breakage: str
+    host: IptablesHost, variant: Variant, probes: BackendMigration, breakage: str
 ) -> None:
     """L1, L20, L23: chain, jump and set are put back, ours first, with every pod's addresses."""
     await probes.start()
@@ -257,7 +236,7 @@ async def test_what_others_change_is_mended(
 
 
 async def test_many_pods_share_a_look_at_the_chains(
-    host: IptablesHost, probes: TakingOver, monkeypatch: pytest.MonkeyPatch
+    host: IptablesHost, probes: BackendMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a listing takes long, 100 pods that ask at once do not each have one made."""
     made: list[Family] = []
@@ -267,16 +246,16 @@ async def test_many_pods_share_a_look_at_the_chains(
         return save(variant, family)
 
     await probes.start()
-    monkeypatch.setattr(probes_iptables, "_PAUSE", 10_000)
+    monkeypatch.setattr(iptables_backend, "_PAUSE", 10_000)
     await probes.start()
-    monkeypatch.setattr(probe_chains, "save", noted)
+    monkeypatch.setattr(iptables_rules, "save", noted)
     await asyncio.gather(*(probes.ensure(enrolled(f"uid-{n}", f"10.3.0.{n}")) for n in range(100)))
     assert made == []
     assert len(host.ipset_owners()) == 100
 
 
 async def test_uninstall_leaves_nothing(
-    host: IptablesHost, variant: Variant, probes: TakingOver
+    host: IptablesHost, variant: Variant, probes: BackendMigration
 ) -> None:
     """L7: chain and sets go; rules of others are untouched to the byte; no table is made."""
     host.shell(f"iptables-{variant}-restore", stdin=FOREIGN)
@@ -285,31 +264,31 @@ async def test_uninstall_leaves_nothing(
     await probes.ensure(enrolled("a", V4, V6))
     await probes.prune([enrolled("a", V4, V6)])
     assert "-A POSTROUTING -j ISTIO_POSTRT" in host.iptables(variant)
-    assert (await probes.uninstall()).removed
+    assert uninstall(host).removed
     assert host.iptables(variant, family="iptables") == before
     assert "ISTIO" not in host.iptables(variant, family="ip6tables")
     assert host.shell("ipset save") == ""
-    assert not (await probes.uninstall()).removed
+    assert not uninstall(host).removed
     assert (host.legacy_tables() == "") == (variant is Variant.NFT)
 
 
-async def test_looking_makes_nothing(host: IptablesHost, probes: TakingOver) -> None:
+def test_looking_makes_nothing(host: IptablesHost) -> None:
     """L7: an uninstall on a host without anything leaves it so."""
-    assert not (await probes.uninstall()).removed
+    assert not uninstall(host).removed
     assert host.legacy_tables() == ""
     assert host.nft("list ruleset") == ""
 
 
 async def test_a_chain_that_somebody_leads_to_stays_empty(
-    host: IptablesHost, variant: Variant, probes: TakingOver
+    host: IptablesHost, variant: Variant, probes: BackendMigration
 ) -> None:
     """The kernel keeps what somebody's rule needs; it is not ours any more."""
     await probes.start()
     host.shell(f"iptables-{variant} -t nat -A POSTROUTING -p udp -j ISTIO_POSTRT")
-    assert (await probes.uninstall()).removed
+    assert uninstall(host).removed
     assert "-A POSTROUTING -p udp -j ISTIO_POSTRT" in host.iptables(variant)
     assert "-A ISTIO_POSTRT" not in host.iptables(variant)
-    assert not (await probes.uninstall()).removed
+    assert not uninstall(host).removed
 
 
 async def test_other_settings(host: IptablesHost, variant: Variant, threads: NetnsThreads) -> None:
@@ -326,7 +305,7 @@ async def test_other_settings(host: IptablesHost, variant: Variant, threads: Net
 async def test_a_kernel_without_ipv6(
     host: IptablesHost,
     variant: Variant,
-    probes: TakingOver,
+    probes: BackendMigration,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -334,11 +313,11 @@ async def test_a_kernel_without_ipv6(
 
     def refusing(variant: Variant, family: Family, text: str) -> None:
         if family is Family.V6:
-            raise RedirectError("ip6tables: Address family not supported by protocol")
+            raise RulesError("ip6tables: Address family not supported by protocol")
         restore(variant, family, text)
 
-    monkeypatch.setattr(probe_chains, "restore", refusing)
-    probes_iptables.reference.cache_clear()
+    monkeypatch.setattr(iptables_rules, "restore", refusing)
+    iptables_backend.reference.cache_clear()
     await probes.start()
     await probes.ensure(enrolled("a", V4, V6))
     await probes.ensure(enrolled("b", OTHER))
@@ -347,33 +326,35 @@ async def test_a_kernel_without_ipv6(
     assert CHAIN_V4 in host.iptables(variant)
     assert host.ipset_owners(SET_V4) == {V4: "a", OTHER: "b"}
     assert capsys.readouterr().out.count("AMBIENT_IPV6=false") == 1
-    assert (await probes.uninstall()).failed == []
+    assert uninstall(host).failed == []
 
 
-async def test_a_kernel_without_ipsets(probes: TakingOver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_kernel_without_ipsets(
+    host: IptablesHost, probes: BackendMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The missing feature is named, and there is nothing to uninstall."""
     # A number that no part of the kernel answers to is what ipsets are there.
-    monkeypatch.setattr(probe_ipsets, "_SUBSYSTEM", 15 << 8)
-    probes_iptables.reference.cache_clear()
+    monkeypatch.setattr(ipset, "_SUBSYSTEM", 15 << 8)
+    iptables_backend.reference.cache_clear()
     with pytest.raises(HostProbesError, match=r"no ipsets \(CONFIG_IP_SET\)"):
         await probes.start()
-    assert not (await probes.uninstall()).removed
+    assert not uninstall(host).removed
 
 
 def test_a_kernel_without_the_matches(host: IptablesHost, variant: Variant) -> None:
     """Where the rule is refused, the features that it needs are named."""
     rules = ProbeRules(probe_v4=PROBE_V4, probe_v6=PROBE_V6, ipv6=False)
-    with pytest.raises(RedirectError, match="CONFIG_NETFILTER_XT_SET"):
-        host.run(lambda: probe_chains.write_chain(variant, Family.V4, rules, None))
+    with pytest.raises(RulesError, match="CONFIG_NETFILTER_XT_SET"):
+        host.run(lambda: iptables_rules.write_chain(variant, Family.V4, rules, None))
     assert "ISTIO" not in host.iptables(variant)
 
 
 async def test_a_set_that_somebody_uses(
-    host: IptablesHost, variant: Variant, probes: TakingOver
+    host: IptablesHost, variant: Variant, probes: BackendMigration
 ) -> None:
     """A set in somebody else's rule cannot go, and that is said; the chain has gone before."""
     await probes.start()
     host.shell(f"iptables-{variant} -A OUTPUT -m set --match-set {SET_V4} dst -j RETURN")
-    done = await probes.uninstall()
+    done = uninstall(host)
     assert "somebody else's rule uses it" in "; ".join(done.left)
     assert "ISTIO" not in host.iptables(variant)

@@ -1,15 +1,13 @@
 """From one backend to another, and from Istio's own agent to us, on the host."""
 
 import asyncio
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 
 from nodeagent.mesh.pod import PodUID
-from nodeagent.netfilter.errors import RedirectError
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.rule import Family
 from nodeagent.netns.threads import NetnsThreads
@@ -17,32 +15,14 @@ from nodeagent.probes import migration as probe_takeover
 from nodeagent.probes import removal as probe_removal
 from nodeagent.probes.iptables_rules import ProbeChains, read_chains
 from tests.eventually import eventually
-from tests.lab.host import CHAIN, PROBE_V4, SET_V4, SET_V6, TABLE, enrolled
-from tests.lab.ipsets import KINDS, IptablesHost, new_iptables_host, probes_in
+from tests.lab.host import CHAIN, PROBE_V4, SET_V4, SET_V6, TABLE, enrolled, uninstall
+from tests.lab.ipsets import KINDS, IptablesHost, probes_in
 
 V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
 OTHER = ip_address("10.1.0.2")
 FOREIGN_TABLE = "table inet theirs { chain c { type filter hook output priority 7; }; }"
 FOREIGN_CHAIN = "iptables-{} -t nat -A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE"
 FOREIGN_SET = "ipset create theirs hash:ip"
-
-
-@pytest.fixture(autouse=True)
-def _lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # /run is not ours to write to where the tests run without root.
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
-
-
-@pytest.fixture
-def host() -> Iterator[IptablesHost]:
-    with new_iptables_host() as host:
-        yield host
-
-
-@pytest.fixture
-def threads() -> Iterator[NetnsThreads]:
-    with contextlib.closing(NetnsThreads(1)) as threads:
-        yield threads
 
 
 def standing(host: IptablesHost) -> set[Variant | None]:
@@ -109,7 +89,7 @@ async def test_what_istio_left_is_taken_over(
         assert (host.owners() if kind is None else host.ipset_owners()) == {V4: "a"}
         for variant in set(Variant) - {kind}:
             assert host.iptables(variant, family="iptables") == before[variant]
-        assert (await probes.uninstall()).removed
+        assert uninstall(host).removed
     assert {v: host.iptables(v, family="iptables") for v in Variant} == before
     assert host.shell("ipset save").count("create") == 1
 
@@ -152,14 +132,13 @@ def everything(host: IptablesHost) -> list[str]:
 
 
 @pytest.mark.parametrize("owner", KINDS, ids=str)
-async def test_uninstall_leaves_what_istio_has_just_made(
-    host: IptablesHost, threads: NetnsThreads, owner: Variant | None
+def test_uninstall_leaves_what_istio_has_just_made(
+    host: IptablesHost, owner: Variant | None
 ) -> None:
     """L30: the agent that takes our place may have come already; what is left alone is named."""
     istio(host, owner)
     before = everything(host)
-    async with probes_in(None, host, threads) as probes:
-        done = await probes.uninstall()
+    done = uninstall(host)
     assert everything(host) == before
     assert done.removed == done.failed == []
     assert len(done.left) == (1 if owner is None else 2)
@@ -178,7 +157,7 @@ async def test_uninstall_takes_nothing_that_somebody_put_into_ours(
             rule = "-t nat -A ISTIO_POSTRT -d 192.0.2.1/32 -j ACCEPT"
             host.shell(f"iptables-{owner} {rule}", f"ip6tables-{owner} -t nat -F ISTIO_POSTRT")
         before = everything(host)
-        done = await probes.uninstall()
+        done = uninstall(host)
     assert everything(host) == before
     assert done.removed == done.failed == []
     assert done.left
@@ -247,18 +226,14 @@ async def test_what_nobody_knows_stays_at_a_takeover(
     assert standing(host) == {kind, owner}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-async def test_uninstall_removes_every_kind(
-    host: IptablesHost, threads: NetnsThreads, kind: Variant | None
-) -> None:
+async def test_uninstall_removes_every_kind(host: IptablesHost, threads: NetnsThreads) -> None:
     """Whoever uninstalls takes out what any backend has left."""
     for each in KINDS:
         async with probes_in(each, host, threads) as former:
             await former.ensure(enrolled("a", V4))
     assert standing(host) == set(KINDS)
-    async with probes_in(kind, host, threads) as probes:
-        assert (await probes.uninstall()).removed
-        assert not (await probes.uninstall()).removed
+    assert uninstall(host).removed
+    assert not uninstall(host).removed
     assert standing(host) == set()
     assert host.shell("ipset save") == ""
 
@@ -283,7 +258,7 @@ async def test_what_failed_is_tried_again(
 
     def read(variant: Variant, families: Iterable[Family]) -> ProbeChains:
         if failing and variant is Variant.LEGACY:
-            raise RedirectError("not now")
+            raise RulesError("not now")
         return read_chains(variant, families)
 
     monkeypatch.setattr(probe_takeover, "RETRY_AFTER", 0.01)
@@ -295,7 +270,7 @@ async def test_what_failed_is_tried_again(
         await probes.ensure(enrolled("a", V4))
         await probes.prune([enrolled("a", V4)])
         assert standing(host) == {None, Variant.LEGACY}, "what can be removed is"
-        keeping = asyncio.create_task(probes.keep())
+        keeping = asyncio.create_task(probes.keep_repaired())
         failing.clear()
         await eventually(lambda: standing(host) == {None})
         keeping.cancel()
@@ -309,7 +284,7 @@ async def test_nothing_is_made_by_looking(host: IptablesHost, threads: NetnsThre
         await probes.ensure(enrolled("a", V4))
         await probes.prune([enrolled("a", V4)])
         assert host.nft("list tables").split(" # ")[0].strip() == f"table {TABLE}"
-        assert (await probes.uninstall()).removed
+        assert uninstall(host).removed
     assert host.nft("list ruleset") == ""
     assert host.legacy_tables() == ""
     assert host.shell("ipset save") == ""

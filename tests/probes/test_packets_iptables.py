@@ -1,18 +1,17 @@
-"""The ways of `test_probe_packets` with iptables on the host, and while backends change."""
+"""The ways of `test_packets` with iptables on the host, and while backends change."""
 
 import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netns.threads import NetnsThreads
-from nodeagent.probes.migration import TakingOver
+from nodeagent.probes.migration import BackendMigration
 from tests.lab.apps import ask, echo_app
-from tests.lab.host import PROBE_V4, Host, enrolled
+from tests.lab.host import PROBE_V4, Host, enrolled, uninstall
 from tests.lab.ipsets import KINDS, probes_in
 from tests.lab.lab import Lab, ip_batch
 from tests.lab.pod import Pod
@@ -31,27 +30,21 @@ from tests.probes.test_packets import (
 __all__ = ["host"]
 
 
-@pytest.fixture(autouse=True)
-def _lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # /run is not ours to write to where the tests run without root.
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
-
-
 @pytest.fixture(params=Variant)
 def variant(request: pytest.FixtureRequest) -> Variant:
     return Variant(request.param)
 
 
 @pytest.fixture
-async def probes(variant: Variant, host: Host) -> AsyncIterator[TakingOver]:
+async def probes(variant: Variant, host: Host) -> AsyncIterator[BackendMigration]:
     with contextlib.closing(NetnsThreads(1)) as threads:
         async with probes_in(variant, host, threads) as probes:
             yield probes
-            await probes.uninstall()
+            uninstall(host)
 
 
 async def test_a_probe_is_marked(
-    lab: Lab, pod: Pod, other: Pod, probes: TakingOver, version: int
+    lab: Lab, pod: Pod, other: Pod, probes: BackendMigration, version: int
 ) -> None:
     """L21: only TCP from the host to an enrolled pod has the probe source."""
     target, outside = address(pod, version), address(other, version)
@@ -65,7 +58,7 @@ async def test_a_probe_is_marked(
 
 
 async def test_forwarded_traffic_keeps_its_source(
-    pod: Pod, other: Pod, probes: TakingOver, version: int
+    pod: Pod, other: Pod, probes: BackendMigration, version: int
 ) -> None:
     """What a pod sends to an enrolled one through the host still has that pod's address."""
     target, source = BEYOND[version], address(other, version)
@@ -80,7 +73,7 @@ async def test_forwarded_traffic_keeps_its_source(
 
 
 async def test_a_masquerade_that_comes_first_loses_its_place(
-    pod: Pod, probes: TakingOver, variant: Variant, version: int
+    pod: Pod, probes: BackendMigration, variant: Variant, version: int
 ) -> None:
     """L20: at the next start our jump is first again."""
     program = "iptables" if version == 4 else "ip6tables"
@@ -121,7 +114,6 @@ async def test_no_probe_slips_by_while_the_backend_changes(pod: Pod, host: Host)
             tasks.create_task(move())
             while not moved.is_set():
                 seen.append(await probed_from(pod.v4))
-        async with probes_in(None, host, threads) as last:
-            await last.uninstall()
+        uninstall(host)
     assert len(seen) > 10
     assert set(seen) == {PROBE_V4}
