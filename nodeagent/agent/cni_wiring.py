@@ -50,13 +50,14 @@ def plugin_server(
         policy,
         let_through=_let_through(settings),
         identify=identify,
+        inspect=redirector.inspect,
         missing=missing,
         lookup=origin.pod,
         lookup_namespace=origin.namespace,
     )
     return serve_plugin(
         settings.cni_agent_run_dir,
-        Plugin(table, admission, inspect=redirector.inspect),
+        Plugin(table, admission, identify=identify),
     )
 
 

@@ -1,4 +1,9 @@
-"""Attachments that are being added, and those that were deleted before they were."""
+"""Attachments that are being added, and those that were deleted before their ADD came.
+
+A runtime that gives up on an ADD sends a DEL and makes another sandbox, and the two requests
+may overtake each other. An ADD that its DEL has overtaken must not take the pod over from the
+newer sandbox.
+"""
 
 import contextlib
 from collections import OrderedDict, defaultdict
@@ -9,17 +14,17 @@ from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.request import Attachment
 
 REMEMBERED = 4096
-"""Deletions; hours of them on a busy node, and a request is late by seconds at the most."""
+"""Deletions that are kept in mind: hours of them on a busy node; requests are late by seconds."""
 
 
 @dataclass(slots=True, eq=False)
 class Adding:
-    """An ADD that is under way."""
+    """An ADD that runs."""
 
     deleted: bool = False
 
     def check(self) -> None:
-        """Raise ``CniError`` if the runtime has given up on it."""
+        """Raise ``CniError`` if the runtime has given up on this ADD."""
         if self.deleted:
             raise CniError(Code.TRY_AGAIN, "the runtime has deleted this sandbox meanwhile")
 
@@ -33,10 +38,10 @@ class Attachments:
 
     @contextlib.contextmanager
     def adding(self, attachment: Attachment) -> Iterator[Adding]:
-        """An ADD runs.
+        """Note for the time of the context that an ADD of `attachment` runs.
 
-        One that comes after its DEL is refused once: a runtime may use an id again,
-        and one that means it tries again.
+        The first ADD after a DEL without an ADD is refused, and no further one: a runtime may
+        use an id again, and sends its ADD once more.
         """
         adding = Adding(deleted=attachment in self._deleted)
         self._deleted.pop(attachment, None)
@@ -49,11 +54,11 @@ class Attachments:
                 del self._adding[attachment]
 
     def is_adding(self, attachment: Attachment) -> bool:
-        """Whether an ADD of it runs."""
+        """Whether an ADD of `attachment` runs."""
         return attachment in self._adding
 
     def deleted(self, attachment: Attachment, *, known: bool) -> None:
-        """A DEL came; `known`: for a sandbox whose ADD had been here."""
+        """Note that a DEL came; `known`: the attachment's ADD has come before."""
         for adding in self._adding.get(attachment, ()):
             adding.deleted = known = True
         if not known:

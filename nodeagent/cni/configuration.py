@@ -15,14 +15,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What is read of it; everything else is other components' own."""
+    """The keys that we read; everything else belongs to other components."""
 
     version: str
     name: str
     previous: Part | None
     """The result of the plugin before us in the chain."""
     attachments: Any
-    """What the runtime says is in use, for GC."""
+    """For GC: the attachments that the runtime says are in use; not checked yet."""
 
     @classmethod
     def parse(cls, text: bytes) -> Self:

@@ -13,7 +13,7 @@ from nodeagent.mesh.pod import IPAddress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IstioRequest:
-    """What it posts to ``/cmdadd``: an ADD without a container id."""
+    """What Istio's plugin posts to ``/cmdadd``: an ADD without a container id."""
 
     pod: PodName
     netns: str

@@ -14,11 +14,11 @@ _SUFFIX = re.compile(r"[a-z0-9]{5}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonPods:
-    """The pods of one DaemonSet, told by their names."""
+    """The pods of one DaemonSet, recognized by their names."""
 
     namespace: str
     prefix: str
-    """With the dash at its end."""
+    """The DaemonSet's name, with a dash at its end."""
 
     def __contains__(self, pod: tuple[str, str]) -> bool:
         namespace, name = pod
@@ -28,17 +28,22 @@ class DaemonPods:
             and _SUFFIX.fullmatch(name[len(self.prefix) :]) is not None
         )
 
+    @property
+    def command(self) -> str:
+        """What a person types to see these pods, and on which nodes they are."""
+        return f"kubectl get pods -o wide -n {self.namespace}"
+
     def entry(self) -> dict[str, str]:
-        """As the binary reads it."""
+        """The pods' description in our CNI entry, as the binary reads it."""
         return {"namespace": self.namespace, "podPrefix": self.prefix}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LetThrough:
-    """Who need not wait; everybody else is held until it is known where they belong (L16)."""
+    """The pods that start without a decision; every other pod is held until there is one (L16)."""
 
     agent: DaemonPods
-    """Nobody is asked about these: the agent that would answer is what starts."""
+    """Nobody is asked about the agent's own pods: the agent that would answer is what starts."""
     ztunnel: DaemonPods
     namespaces: frozenset[str]
     """Kubernetes namespaces whose pods do not wait for an agent (CNI_LET_THROUGH_NAMESPACES)."""
@@ -52,7 +57,10 @@ class LetThrough:
         return None
 
     def entry(self, excluded: frozenset[str]) -> dict[str, object]:
-        """As the binary reads it; `excluded`: namespaces whose pods are never in the mesh."""
+        """All this in our CNI entry, as the binary reads it.
+
+        `excluded` are the Kubernetes namespaces whose pods are never in the mesh.
+        """
         return {
             "namespaces": sorted(excluded | self.namespaces),
             "agent": self.agent.entry(),

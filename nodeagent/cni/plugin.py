@@ -1,6 +1,9 @@
-"""The plugin's commands, answered from the table of workloads."""
+"""The plugin's commands: each request that the binary forwards is taken apart and answered.
 
-from collections.abc import Awaitable, Callable
+`Admission` decides about ADD and CHECK, `Release` about DEL and GC. What they raise becomes an
+answer here, in the words and the form of the CNI specification.
+"""
+
 from dataclasses import dataclass
 from typing import Generic
 
@@ -12,26 +15,25 @@ from nodeagent.cni.attachments import Attachments
 from nodeagent.cni.configuration import Configuration
 from nodeagent.cni.errors import CniError, Code
 from nodeagent.cni.istio import IstioRequest
+from nodeagent.cni.pod_finder import Identify
 from nodeagent.cni.release import Release, attachment_of
 from nodeagent.cni.request import Attachment, Command, PodName, Request
 from nodeagent.cni.versions import NEWEST
-from nodeagent.mesh.eligibility import Wanted
-from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.held import N
-from nodeagent.mesh.pod import IPAddress, Pod
+from nodeagent.mesh.pod import IPAddress
 from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.table import Table
 
 log = structlog.get_logger()
 
 _ISTIO = Attachment(network="", container_id="", interface="")
-"""Istio's plugin does not say what it attaches, nor when that ends."""
+"""The attachment of Istio's plugin, which says neither what it attaches nor when that ends."""
 
 _NEVER_FAILING = frozenset({Command.DEL, Command.STATUS})
 """A failure would keep a pod in Terminating (L18), or a node from being ready (L40).
 
-So they succeed where we do not understand the request, as a version of CNI to come, or
-fail ourselves.
+So these commands succeed even where the request is not understood, as that of a version of
+CNI to come, and where the agent itself fails.
 """
 
 
@@ -46,18 +48,10 @@ class Answer:
 class Plugin(Generic[N]):
     """Carries out what the container runtime asks for."""
 
-    def __init__(
-        self,
-        table: Table[N],
-        admission: Admission[N],
-        *,
-        inspect: Callable[[N, Pod], Awaitable[tuple[str, ...]]],
-    ) -> None:
-        """`inspect`: as `mesh.dependencies.Redirector`."""
+    def __init__(self, table: Table[N], admission: Admission[N], *, identify: Identify) -> None:
         self._admission = admission
         self._attachments = Attachments()
-        self._release = Release(table, self._attachments, admission.identify)
-        self._inspect = inspect
+        self._release = Release(table, self._attachments, identify)
 
     async def call(self, body: bytes) -> Answer:
         """Answer a call that the binary has forwarded."""
@@ -109,7 +103,7 @@ class Plugin(Generic[N]):
                 request.attachment(configuration)
                 netns = environment.netns
                 if (pod := environment.pod) is not None:
-                    await self._check(pod, netns)
+                    await self._admission.check(pod, netns)
             case Command.GC:
                 self._release.collect(configuration.name, configuration.attachments)
             case _:
@@ -124,31 +118,6 @@ class Plugin(Generic[N]):
         with self._attachments.adding(attachment_of(sandbox)) as adding:
             reason = await self._admission.admit(pod, sandbox, adding)
         log.info("sandbox may go on", pod=str(pod), netns=sandbox.netns, reason=reason)
-
-    async def _check(self, pod: PodName, netns: str) -> None:
-        if self._admission.let_through(pod) is not None:
-            return
-        row = self._admission.holder(pod, netns)
-        if row is None or row.decision.wanted is Wanted.UNKNOWN:
-            if self._admission.excuse(pod) is not None:
-                return
-            why = row.decision.reason if row else "the agent has not heard of it"
-            raise CniError(Code.TRY_AGAIN, f"it is not known whether pod {pod} is in the mesh", why)
-        if row.decision.wanted is Wanted.NO:
-            return
-        held = row.netns
-        if held is None or held.id != self._admission.identity_of(netns):
-            raise CniError(
-                Code.DIFFERS, f"pod {pod} is not in the mesh", f"{row.state.value}: {row.detail}"
-            )
-        try:
-            differences = await self._inspect(held, row.pod)
-        except RetryError as error:
-            raise CniError(Code.TRY_AGAIN, f"cannot look at pod {pod}", str(error)) from error
-        if differences:
-            raise CniError(
-                Code.DIFFERS, f"the redirection of pod {pod} differs", "; ".join(differences)
-            )
 
 
 def _sandbox(attachment: Attachment, netns: str, addresses: tuple[IPAddress, ...]) -> Sandbox:

@@ -21,10 +21,10 @@ _LEVELS = {
     "panic": "critical",
     "fatal": "critical",
 }
-"""Of zap, as structlog calls them."""
+"""zap's levels, as structlog calls them."""
 _MOST_LINES = 200
 _LONGEST = 4096
-"""Characters of a line; a plugin's call has a few of some hundred. What is longer is not read."""
+"""Characters of a line that is parsed; a call of the plugin logs a few lines of some hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Line:
 def parse(body: bytes) -> Iterator[Line]:
     """Read a JSON array of strings, each a JSON object. Raises ``ValueError`` if it is none.
 
-    A string that is no object is a message as it stands.
+    A string that is no object is a message by itself. Lines beyond ``_MOST_LINES`` are dropped.
     """
     texts = decoded(body)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -6,9 +6,9 @@ from typing import Any, Generic
 
 import structlog
 
-from nodeagent.cni.admission import Identify
 from nodeagent.cni.attachments import Attachments
 from nodeagent.cni.errors import CniError, Code
+from nodeagent.cni.pod_finder import Identify
 from nodeagent.cni.request import Attachment
 from nodeagent.mesh.held import N
 from nodeagent.mesh.sandbox import Sandbox
@@ -18,11 +18,11 @@ from nodeagent.mesh.workload import Workload
 log = structlog.get_logger()
 
 RELEASE_DEADLINE = 2.0
-"""Seconds for which a DEL waits until the sandbox is let go of; that goes on without it."""
+"""Seconds for which a DEL waits for the release, which goes on after that without the DEL."""
 
 
 class Release(Generic[N]):
-    """Lets go of sandboxes; whatever is not there any more is no error."""
+    """Releases sandboxes; one that is not there any more is no error."""
 
     def __init__(self, table: Table[N], attachments: Attachments, identify: Identify) -> None:
         self._table = table
@@ -30,37 +30,37 @@ class Release(Generic[N]):
         self._identify = identify
 
     async def delete(self, attachment: Attachment, netns: str | None) -> None:
-        """End one attachment; return when its namespace is let go of, or soon after."""
-        row = self._holder(attachment) or self._found_holder(netns)
-        self._attachments.deleted(attachment, known=row is not None)
-        if row is None:
+        """End one attachment; return when its netns is closed, or after ``RELEASE_DEADLINE``."""
+        workload = self._holder(attachment) or self._found_holder(netns)
+        self._attachments.deleted(attachment, known=workload is not None)
+        if workload is None:
             return
-        log.info("sandbox deleted", pod=str(row.pod), uid=row.uid, netns=netns)
-        held = row.netns.id if row.netns else None
-        self._table.sandbox_ended(row)
+        log.info("sandbox deleted", pod=str(workload.pod), uid=workload.uid, netns=netns)
+        held = workload.netns.id if workload.netns else None
+        self._table.sandbox_ended(workload)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_DEADLINE):
-                await row.until(lambda row: row.netns is None or row.netns.id != held)
+                await workload.until(lambda now: now.netns is None or now.netns.id != held)
 
     def collect(self, network: str, valid: Any) -> None:
         """End the attachments of `network` that the runtime does not have any more.
 
-        `valid` is what it says that it has. Without a list (none at all, or ``null``)
-        only those end whose network namespace is gone: nobody has said that the others
-        are not in use. One that is being added is newer than any list. Raises
+        `valid` is the runtime's list of those that it has. Without a list (none at all, or
+        ``null``) only attachments end whose netns is gone: nobody has said that the others
+        are not in use. One that is being added is newer than any list, and stays. Raises
         ``CniError`` for a list that is not understood.
         """
         keep = _attachments(network, valid)
-        for row in self._table:
-            if row.sandbox is None or row.sandbox.network != network:
+        for workload in self._table:
+            if workload.sandbox is None or workload.sandbox.network != network:
                 continue
-            attachment = attachment_of(row.sandbox)
+            attachment = attachment_of(workload.sandbox)
             if self._attachments.is_adding(attachment):
                 continue
-            if self._exists(row.sandbox.netns) if keep is None else attachment in keep:
+            if self._exists(workload.sandbox.netns) if keep is None else attachment in keep:
                 continue
-            log.info("sandbox collected", pod=str(row.pod), uid=row.uid)
-            self._table.sandbox_ended(row)
+            log.info("sandbox collected", pod=str(workload.pod), uid=workload.uid)
+            self._table.sandbox_ended(workload)
 
     def _exists(self, netns: str) -> bool:
         try:
@@ -68,15 +68,15 @@ class Release(Generic[N]):
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
-            return True  # it cannot be told
+            return True  # whether it exists cannot be told
         return True
 
     def _holder(self, attachment: Attachment) -> Workload[N] | None:
-        rows = (row for row in self._table if row.sandbox is not None)
-        return next((row for row in rows if _is(row.sandbox, attachment)), None)
+        workloads = (workload for workload in self._table if workload.sandbox is not None)
+        return next((workload for workload in workloads if _is(workload.sandbox, attachment)), None)
 
     def _found_holder(self, netns: str | None) -> Workload[N] | None:
-        """Return the row whose namespace the agent has found by itself, after a restart."""
+        """Return the workload whose netns the agent has found by itself, after a restart."""
         if netns is None:
             return None
         try:
@@ -85,18 +85,18 @@ class Release(Generic[N]):
             return None
         return next(
             (
-                row
-                for row in self._table
-                if (row.sandbox is None or not row.sandbox.container_id)
-                and row.netns is not None
-                and row.netns.id == identity
+                workload
+                for workload in self._table
+                if (workload.sandbox is None or not workload.sandbox.container_id)
+                and workload.netns is not None
+                and workload.netns.id == identity
             ),
             None,
         )
 
 
 def attachment_of(sandbox: Sandbox) -> Attachment:
-    """Return what the runtime calls it."""
+    """Return what the runtime calls the interface that `sandbox` was handed over with."""
     return Attachment(
         network=sandbox.network, container_id=sandbox.container_id, interface=sandbox.interface
     )

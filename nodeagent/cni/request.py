@@ -1,4 +1,8 @@
-"""One call of the plugin, as the binary forwards it: the environment, and standard input."""
+"""One call of the plugin, as the binary forwards it: the environment, and standard input.
+
+Everything here is bounded in length and checked against a pattern before it is used as a path,
+as part of a request to the API server, or in a message.
+"""
 
 import os
 import re
@@ -16,13 +20,13 @@ _KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?")
 _LONGEST_ENVIRONMENT = 64 * 1024
 """Bytes, as in the plugin's binary."""
 _MOST_VARIABLES = 256
-"""The binary sends those that begin with ``CNI_``: CNI itself has six."""
+"""The binary sends variables that begin with ``CNI_``: CNI itself has six."""
 
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 
 
 class Command(StrEnum):
-    """What the runtime wants."""
+    """The commands of the CNI specification."""
 
     ADD = "ADD"
     DEL = "DEL"
@@ -34,7 +38,7 @@ class Command(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """What a runtime calls one container's way into one network."""
+    """One interface of one container in one network: what ADD makes and DEL takes down."""
 
     network: str
     container_id: str
@@ -43,12 +47,13 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodName:
-    """Whose container it is."""
+    """The pod that a request is about, as the runtime names it."""
 
     namespace: str
     name: str
     uid: str | None
-    """Older runtimes do not say; of a static pod it is the hash (`Pod.sandbox_uid`)."""
+    """None: older runtimes do not send it. A static pod's is the hash of its manifest
+    (`Pod.sandbox_uid`)."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -62,7 +67,7 @@ class Environment:
 
     @property
     def command(self) -> Command:
-        """What is wanted. Raises ``CniError``, as every part does."""
+        """The command. Raises ``CniError``, as every property here does."""
         try:
             return Command(self.variables.get("CNI_COMMAND", ""))
         except ValueError as error:
@@ -83,17 +88,17 @@ class Environment:
 
     @property
     def netns(self) -> str:
-        """Path of the sandbox's network namespace on the host."""
+        """Path of the sandbox's netns on the host."""
         return self._checked("CNI_NETNS", _NETNS)
 
     @property
     def netns_if_any(self) -> str | None:
-        """The same for a sandbox that may have lost it already."""
+        """The same path, or None for a sandbox that has lost its netns already."""
         return self.netns if self.variables.get("CNI_NETNS") else None
 
     @property
     def pod(self) -> PodName | None:
-        """The pod; None for a container that is no pod's, which no mesh can have."""
+        """The pod; None for a container that is no pod's, and cannot be in a mesh."""
         arguments = self._arguments()
         namespace, name = (arguments.get(f"K8S_POD_{key}") for key in ("NAMESPACE", "NAME"))
         if not namespace and not name:
@@ -118,7 +123,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A call: what the variables say, and the configuration, not parsed yet."""
+    """A call: the variables, and the network configuration, which is not parsed yet."""
 
     environment: Environment
     stdin: bytes
@@ -143,7 +148,7 @@ class Request:
         return cls(Environment(variables), body[at + 1 :])
 
     def attachment(self, configuration: Configuration) -> Attachment:
-        """Return what the request is about. Raises ``CniError``."""
+        """Return the attachment that the request is about. Raises ``CniError``."""
         return Attachment(
             network=configuration.name,
             container_id=self.environment.container_id,
@@ -152,7 +157,10 @@ class Request:
 
 
 def pod_name(namespace: str | None, name: str | None, uid: str | None = None) -> PodName:
-    """Check what will be part of a request to the API server. Raises ``CniError``."""
+    """Make a `PodName` of strings that are fit for a request to the API server.
+
+    Raises ``CniError``.
+    """
     for kind, text, pattern in (
         ("namespace", namespace, _KUBERNETES_NAME),
         ("name", name, _KUBERNETES_NAME),

@@ -1,4 +1,4 @@
-"""What the plugin answers: results, errors, and what it speaks."""
+"""The texts that the plugin answers with: results, errors, and the supported versions."""
 
 import json
 from ipaddress import ip_interface
@@ -11,16 +11,16 @@ from nodeagent.cni.versions import NEWEST, VERSIONS
 from nodeagent.mesh.pod import IPAddress
 
 MOST_ADDRESSES = 64
-"""Far more than an attachment has."""
+"""Of a result; far more than an attachment has."""
 _LONGEST_ADDRESS = 49
 """Characters of an IPv6 address that ends as an IPv4 one, with a prefix length."""
 
 
 def passed_on(configuration: Configuration) -> str:
-    """Return the previous result as it came; an empty one where there is none.
+    """Return the previous plugin's result as it came; an empty result where there is none.
 
-    Its version is that of the configuration: libcni converts it before it calls. Raises
-    ``CniError``.
+    The result has the version of the configuration: libcni converts a previous result before
+    it calls a plugin. Raises ``CniError``.
     """
     version = json.dumps(configuration.version)
     previous = configuration.previous
@@ -67,7 +67,8 @@ def versions() -> str:
 def plain_address(text: str) -> str:
     """Return `text` if it is short and has no zone. Raises ``ValueError``.
 
-    A zone (``%eth0``) is part of what an IPv6 address looks like, whatever it says.
+    ``ipaddress`` takes any text behind a ``%`` for the zone of an IPv6 address (``%eth0``), and
+    keeps it.
     """
     if len(text) > _LONGEST_ADDRESS or "%" in text:
         raise ValueError(f"{text[:100]!r} is no address")

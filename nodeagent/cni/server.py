@@ -1,4 +1,7 @@
-"""The sockets at which CNI plugins ask: ours and Istio's."""
+"""The sockets at which CNI plugins ask: ours at ``/cni``, Istio's at ``/cmdadd`` and ``/log``.
+
+Only root may connect, and each request is bounded in size and time before it is read.
+"""
 
 import asyncio
 import contextlib
@@ -24,13 +27,13 @@ log = structlog.get_logger()
 ROOT_UID = 0
 """User ID of those who are answered: root, as container runtimes are."""
 MAX_BODY = (1 << 20) + (1 << 18)
-"""Bytes: what the binary takes from standard input, and its environment."""
+"""Bytes of a request: what the binary takes from standard input, and its environment."""
 BODY_DEADLINE = 5.0
-"""Seconds; a request is there in one piece."""
+"""Seconds for which the rest of a request is waited for: the binary sends it in one piece."""
 _BOUNDS = Bounds(connections=1024, seconds=5, body=MAX_BODY)
-"""More connections than a node starts pods at once."""
+"""A node starts fewer pods at once than these connections."""
 _STOP_TIMEOUT = 0.2
-"""Seconds for requests under way when the agent stops; the runtime tries them again."""
+"""Seconds for requests that run when the agent stops; the runtime tries them again."""
 
 
 @contextlib.asynccontextmanager

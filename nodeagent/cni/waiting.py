@@ -1,4 +1,8 @@
-"""What an ADD waits for: news from the watch, or an answer of the API server."""
+"""What an ADD waits for: news from the watch, or an answer of the API server.
+
+While a request waits, its `Waiting` says for what; that is the error's text where the deadline
+passes. A failed question is asked again, later each time.
+"""
 
 import asyncio
 import contextlib
@@ -20,19 +24,20 @@ Measured with a real API server: 1.3 ms from its answer to the event, 6 ms at th
 """
 
 _ASK_TIMEOUT = 5.0
-"""Seconds; then it is asked again."""
+"""Seconds for one answer of the API server; then the question is asked again."""
 
 
 @dataclass(slots=True)
 class Waiting:
-    """What a request waits for: where its deadline passes, that is the answer."""
+    """What a request waits for."""
 
     why: Callable[[], str]
+    """Returns the reason in words, as it is then."""
     look_at: str
     """Where a person sees why it takes so long."""
 
     def unanswered(self, error: Exception) -> None:
-        """The API server could not say. Unknown is not "no": the pod is held (L16)."""
+        """Note that the API server could not say: then the pod is held, not let through (L16)."""
         self.why = partial(str, error) if str(error) else _no_answer
 
 
@@ -41,9 +46,11 @@ async def heard_or_asked(
     ask: Callable[[], Awaitable[None]] | None,
     waiting: Waiting,
 ) -> T:
-    """Wait for the watch for a moment; then ask as well, until one of the two knows.
+    """Wait for `heard`, news from the watch; after ``CACHE_LAG``, call `ask` as well.
 
-    `ask` raises ``RetryError`` where the API server cannot say.
+    `ask` puts what the API server says where `heard` finds it, so `heard` ends in either
+    case. `ask` raises ``RetryError`` where the API server cannot say, and is called again.
+    None: there is no API server.
     """
     if ask is None:
         return await heard()
@@ -62,7 +69,7 @@ async def heard_or_asked(
 
 
 async def answered(ask: Callable[[], Awaitable[T]], waiting: Waiting) -> T:
-    """Ask until there is an answer; `ask` as above."""
+    """Call `ask` until it returns; ``RetryError`` as for `heard_or_asked`."""
     backoff = Backoff()
     while True:
         try:

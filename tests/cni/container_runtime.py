@@ -191,12 +191,13 @@ async def serving(
                 namespaces=frozenset({"control"}),
             ),
             identify=runtime.identify,
+            inspect=on.node.inspect,
             missing=lambda: runtime.missing,
             lookup=None if folder else api.pod,
             lookup_namespace=None if folder else api.namespace,
             deadline=deadline,
         )
-        plugin = Plugin(on.table, admission, inspect=on.node.inspect)
+        plugin = Plugin(on.table, admission, identify=runtime.identify)
         with (
             mock.patch.object(on.table, "until", runtime.counting(on.table.until)),
             mock.patch.object(on.table, "until_synced", runtime.counting(on.table.until_synced)),
