@@ -94,6 +94,12 @@ def pytest_asyncio_loop_factories(
     return {"real": asyncio.new_event_loop}
 
 
+@pytest.fixture
+def xtables_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have iptables-legacy's lock where a test without root can write, too: not in /run."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+
+
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     """A real kube-apiserver, for all tests of this process: what is made there stays."""

@@ -16,9 +16,10 @@ from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.netfilter.rule import Family
 
 _PROGRAMS = {Family.V4: "iptables", Family.V6: "ip6tables"}
-# Where Debian keeps them, which is not in the path of an ordinary user.
-_SYSTEM_PATH = "/usr/sbin:/sbin"
-_DEADLINE = 10.0  # seconds; 3 to 6 ms are usual
+SYSTEM_PATH = "/usr/sbin:/sbin"
+"""Where the programs are on Debian, which is not in an ordinary user's ``PATH``."""
+DEADLINE = 10.0
+"""Seconds that a program may take; 3 to 6 ms are usual."""
 _LOCK_DEADLINE = 5  # seconds
 _LOCK_FILE = "XTABLES_LOCKFILE"
 _LONGEST_REASON = 300
@@ -75,11 +76,11 @@ def _run(name: str, options: tuple[str, ...], text: str) -> str:
                 # A tenant's comment may be any bytes.
                 errors="replace",
                 env=_environment(),
-                timeout=_DEADLINE,
+                timeout=DEADLINE,
                 check=False,
             )
     except subprocess.TimeoutExpired as error:
-        raise RulesError(f"{name} did not end within {_DEADLINE:g} s") from error
+        raise RulesError(f"{name} did not end within {DEADLINE:g} s") from error
     if done.returncode != 0:
         reason = _reason(done.returncode, done.stderr, text)
         raw = "-legacy" in name or _SETS_SOCKET in reason
@@ -89,7 +90,7 @@ def _run(name: str, options: tuple[str, ...], text: str) -> str:
 
 
 def _path(name: str) -> str:
-    path = _find(name, f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATH}")
+    path = _find(name, f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}")
     if path is None:
         raise RulesError(f"{name} is not installed (package iptables)")
     return path

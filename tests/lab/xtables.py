@@ -1,7 +1,11 @@
-"""What the tests of the iptables backend share: rules of others, and what stands in a pod."""
+"""What tests of iptables share: rules of others, what is in a pod, and programs that fail."""
 
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+import pytest
 
 from nodeagent.netfilter.iptables_programs import Variant, save
 from nodeagent.netfilter.rule import Family
@@ -12,6 +16,9 @@ SPEC = spec(dns_capture=True, reroute_interfaces=("tap0",))
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+NO_TABLE = "ip6tables v1.8.9 (legacy): can't initialize ip6tables table `nat': Table does not exist"
+NO_FAMILY = "ip6tables v1.8.9: can't initialize: Address family not supported by protocol"
 
 _AMBIENT = """\
 *mangle
@@ -198,3 +205,18 @@ def listing(pod: Pod, variant: Variant, family: Family = Family.V4) -> str:
 
 def section(text: str, table: str) -> str:
     return text[text.index(f"*{table}") :].partition("COMMIT")[0]
+
+
+def break_programs(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, message: str
+) -> None:
+    """Let the programs of that name say `message` and fail."""
+    for variant in Variant:
+        for action in ("", "-save", "-restore"):
+            program = directory / f"{pattern}-{variant}{action}"
+            program.write_text(
+                f"#!/bin/sh\ncat >/dev/null\necho {shlex.quote(message)} >&2\nexit 3\n"
+            )
+            program.chmod(0o755)
+    path = f"{directory}:/usr/sbin:/sbin:/usr/bin:/bin"
+    monkeypatch.setenv("PATH", path)

@@ -19,11 +19,7 @@ from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 from tests.lab.xtables import SPEC, inside
 
-
-@pytest.fixture(autouse=True)
-def _lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # /run is not ours to write to where the tests run without root.
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+pytestmark = pytest.mark.usefixtures("xtables_lock")
 
 
 @pytest.fixture
@@ -32,14 +28,12 @@ def programs(tmp_path: Path) -> Iterator[Path]:
     # In a context of its own: the lab needs its programs when it is taken down.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
-        patch.setattr(iptables_programs, "_SYSTEM_PATH", "")
-        iptables_programs._find.cache_clear()
+        patch.setattr(iptables_programs, "SYSTEM_PATH", "")
         yield tmp_path
-    iptables_programs._find.cache_clear()
 
 
 @pytest.mark.parametrize("variant", Variant)
-async def test_programs_run_in_the_namespace_of_their_thread(
+async def test_programs_run_in_the_netns_of_their_thread(
     lab: Lab, pod: Pod, variant: Variant
 ) -> None:
     """L10: a child of a thread that entered a pod works there, and nowhere else."""
@@ -47,8 +41,8 @@ async def test_programs_run_in_the_namespace_of_their_thread(
     elsewhere = lab.add_pod("elsewhere")
     threads = NetnsThreads(2)
     try:
-        with Netns.open(pod.path) as namespace:
-            await threads.run(namespace, lambda: backend.ensure(SPEC))
+        with Netns.open(pod.path) as netns:
+            await threads.run(netns, lambda: backend.ensure(SPEC))
     finally:
         threads.close()
     assert inside(pod, backend.inspect, SPEC) == ()
@@ -68,7 +62,7 @@ def test_a_program_that_hangs_is_ended(programs: Path, monkeypatch: pytest.Monke
     program = programs / "iptables-nft-save"
     program.write_text(f"#!/bin/sh\necho $$ > {programs}/pid\nexec /bin/sleep 60\n")
     program.chmod(0o755)
-    monkeypatch.setattr(iptables_programs, "_DEADLINE", 0.5)
+    monkeypatch.setattr(iptables_programs, "DEADLINE", 0.5)
     with pytest.raises(RulesError, match="iptables-nft-save did not end within"):
         save(Variant.NFT, Family.V4)
     assert not os.path.exists(f"/proc/{(programs / 'pid').read_text().strip()}")

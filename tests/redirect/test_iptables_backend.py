@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore, save
@@ -14,16 +15,23 @@ from nodeagent.redirect.iptables_backend import IptablesBackend, read
 from nodeagent.redirect.iptables_rules import render
 from nodeagent.redirect.rules import RedirectSpec
 from tests.lab.apps import ask, conversation, echo_app
+from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 from tests.lab.spec import spec
 from tests.lab.standin import answering
-from tests.lab.xtables import FOREIGN, ISTIO, SPEC, inside, listing, section
+from tests.lab.xtables import (
+    FOREIGN,
+    ISTIO,
+    NO_FAMILY,
+    NO_TABLE,
+    SPEC,
+    break_programs,
+    inside,
+    listing,
+    section,
+)
 
-
-@pytest.fixture(autouse=True)
-def _lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # /run is not ours to write to where the tests run without root.
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+pytestmark = pytest.mark.usefixtures("xtables_lock")
 
 
 @pytest.fixture(params=Variant)
@@ -263,3 +271,44 @@ async def test_leave_keeps_what_is_open(
         inside(pod, backend.ensure, spec(leaving=True))
         assert (await ask(pod, far, 8080))[0] == "other"
         assert await through.echo("still here") == "still here"
+
+
+def never_tried(directory: Path) -> RedirectSpec:
+    """What should stand is tried out once for each kind of pod: this one was not."""
+    return replace(SPEC, reroute_interfaces=(f"i{abs(hash(directory)) % 10**12}",))
+
+
+@pytest.mark.parametrize("message", [NO_TABLE, NO_FAMILY], ids=["no table", "no family"])
+def test_without_ip6tables_a_pod_without_ipv6_is_redirected(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant, message: str
+) -> None:
+    """One family's fault stops the other's rules in no way; the setting is named, once."""
+    pod = lab.add_pod("v4", ipv6=False)
+    backend = IptablesBackend(variant)
+    wanted = never_tried(tmp_path)
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+        break_programs(tmp_path, patch, "ip6tables", f"{message} {tmp_path.name}")
+        for _ in range(2):
+            inside(pod, backend.ensure, wanted)
+        assert inside(pod, backend.inspect, wanted) == ()
+    assert "ISTIO_PRERT" in listing(pod, variant)
+    [warning] = logs
+    assert "AMBIENT_IPV6=false" in warning["event"]
+    assert message in warning["reason"]
+
+
+def test_without_ip6tables_a_pod_with_ipv6_fails_visibly(
+    pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant
+) -> None:
+    """It is not taken for redirected; what can be redirected is."""
+    backend = IptablesBackend(variant)
+    wanted = never_tried(tmp_path)
+    with monkeypatch.context() as patch:
+        break_programs(tmp_path, patch, "ip6tables", NO_TABLE)
+        for _ in range(2):
+            with pytest.raises(RulesError, match=r"IPv6 cannot be redirected: .*does not exist"):
+                inside(pod, backend.ensure, wanted)
+        assert "IPv6 cannot be redirected" in "".join(inside(pod, backend.inspect, wanted))
+    assert "ISTIO_PRERT" in listing(pod, variant)
+    inside(pod, backend.ensure, wanted)
+    assert inside(pod, backend.inspect, wanted) == ()

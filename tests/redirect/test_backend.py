@@ -14,11 +14,7 @@ from tests.lab.apps import ask, conversation, echo_app
 from tests.lab.pod import Pod
 from tests.lab.xtables import FOREIGN, ISTIO, SPEC, inside, listing, marked, section
 
-
-@pytest.fixture(autouse=True)
-def _lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # /run is not ours to write to where the tests run without root.
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+pytestmark = pytest.mark.usefixtures("xtables_lock")
 
 
 def tables(pod: Pod) -> str:

@@ -1,54 +1,26 @@
-"""What a look at iptables' rules costs, and what it does where IPv6 cannot be had."""
+"""What reading iptables' rules costs, whatever others have beside them."""
 
-import shlex
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import structlog
 
-from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore
-from nodeagent.netfilter.iptables_variant import find_variant
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect import in_pod
 from nodeagent.redirect.backend import Backends, Swept
 from nodeagent.redirect.iptables_backend import IptablesBackend
-from nodeagent.redirect.rules import RedirectSpec
-from tests.lab.lab import Lab
 from tests.lab.pod import Pod
-from tests.lab.xtables import SPEC, inside, listing
+from tests.lab.xtables import SPEC, break_programs, inside, listing
 
 MANY = 10_000
-NO_TABLE = "ip6tables v1.8.9 (legacy): can't initialize ip6tables table `nat': Table does not exist"
-NO_FAMILY = "ip6tables v1.8.9: can't initialize: Address family not supported by protocol"
 
-
-@pytest.fixture(autouse=True)
-def _lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # /run is not ours to write to where the tests run without root.
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+pytestmark = pytest.mark.usefixtures("xtables_lock")
 
 
 @pytest.fixture(params=Variant)
 def variant(request: pytest.FixtureRequest) -> Variant:
     return Variant(request.param)
-
-
-def break_programs(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, message: str
-) -> None:
-    """Let the programs of that name say `message` and fail."""
-    for variant in Variant:
-        for action in ("", "-save", "-restore"):
-            program = directory / f"{pattern}-{variant}{action}"
-            program.write_text(
-                f"#!/bin/sh\ncat >/dev/null\necho {shlex.quote(message)} >&2\nexit 3\n"
-            )
-            program.chmod(0o755)
-    path = f"{directory}:/usr/sbin:/sbin:/usr/bin:/bin"
-    monkeypatch.setenv("PATH", path)
 
 
 def add_many(pod: Pod, variant: Variant) -> None:
@@ -140,55 +112,3 @@ def test_quiet_rules_of_iptables_are_counted(pod: Pod) -> None:
     assert inside(pod, backends.fingerprint) == before
     pod.shell("iptables-nft -t nat -F ISTIO_OUTPUT")
     assert inside(pod, backends.fingerprint) != before
-
-
-def never_tried(directory: Path) -> RedirectSpec:
-    """What should stand is tried out once for each kind of pod: this one was not."""
-    return replace(SPEC, reroute_interfaces=(f"i{abs(hash(directory)) % 10**12}",))
-
-
-@pytest.mark.parametrize("message", [NO_TABLE, NO_FAMILY], ids=["no table", "no family"])
-def test_without_ip6tables_a_pod_without_ipv6_is_redirected(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant, message: str
-) -> None:
-    """One family's fault stops the other's rules in no way; the setting is named, once."""
-    pod = lab.add_pod("v4", ipv6=False)
-    backend = IptablesBackend(variant)
-    wanted = never_tried(tmp_path)
-    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
-        break_programs(tmp_path, patch, "ip6tables", f"{message} {tmp_path.name}")
-        for _ in range(2):
-            inside(pod, backend.ensure, wanted)
-        assert inside(pod, backend.inspect, wanted) == ()
-    assert "ISTIO_PRERT" in listing(pod, variant)
-    [warning] = logs
-    assert "AMBIENT_IPV6=false" in warning["event"]
-    assert message in warning["reason"]
-
-
-def test_without_ip6tables_a_pod_with_ipv6_fails_visibly(
-    pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant
-) -> None:
-    """It is not taken for redirected; what can be redirected is."""
-    backend = IptablesBackend(variant)
-    wanted = never_tried(tmp_path)
-    with monkeypatch.context() as patch:
-        break_programs(tmp_path, patch, "ip6tables", NO_TABLE)
-        for _ in range(2):
-            with pytest.raises(RulesError, match=r"IPv6 cannot be redirected: .*does not exist"):
-                inside(pod, backend.ensure, wanted)
-        assert "IPv6 cannot be redirected" in "".join(inside(pod, backend.inspect, wanted))
-    assert "ISTIO_PRERT" in listing(pod, variant)
-    inside(pod, backend.ensure, wanted)
-    assert inside(pod, backend.inspect, wanted) == ()
-
-
-def test_the_choice_does_not_fail_for_ipv6(
-    pod: Pod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An agent starts where IPv6's rules cannot be listed, and says which setting is meant."""
-    inside(pod, restore, Variant.LEGACY, Family.V6, "*nat\nCOMMIT\n")
-    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
-        break_programs(tmp_path, patch, "ip6tables", NO_TABLE)
-        assert inside(pod, find_variant, None, str(tmp_path)) is Variant.NFT
-    assert "AMBIENT_IPV6=false" in logs[0]["event"]

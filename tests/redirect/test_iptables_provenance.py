@@ -1,7 +1,5 @@
 """Only what is proven to be ours, or Istio's ambient agent's, is removed (L30)."""
 
-from pathlib import Path
-
 import pytest
 
 from nodeagent.netfilter.errors import RulesError
@@ -18,11 +16,7 @@ CHOICES = [None, *Variant]
 MANGLE = "inet istio-ambient-mangle"
 FAMILIES = list(Family)
 
-
-@pytest.fixture(autouse=True)
-def _lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # /run is not ours to write to where the tests run without root.
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+pytestmark = pytest.mark.usefixtures("xtables_lock")
 
 
 @pytest.mark.parametrize("chosen", CHOICES, ids=str)
