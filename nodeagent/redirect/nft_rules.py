@@ -66,23 +66,16 @@ def _render_tables(spec: RedirectSpec) -> str:
 
 
 def _render_table(table: Table, rules: list[Rule], *, before_translations: bool) -> str:
-    lines = [
-        f"table inet {_PREFIX}{table} {{",
-        f'\tcomment "{LAYOUT_COMMENT}"',
-    ]
+    chains: dict[str, list[str]] = {}
     for hook in Hook:
-        chain = [rule for rule in rules if rule.hook is hook]
-        if chain:
+        if chain := [render_rule(rule) for rule in rules if rule.hook is hook]:
             name, base = str(hook), _BASE_CHAINS[table, hook]
             if before_translations and (table, hook) == (Table.NAT, Hook.PREROUTING):
                 name, base = _BEFORE_TRANSLATIONS, "type nat hook prerouting priority -101"
-            lines += [
-                f"\tchain istio-{hook} {{",
-                *(f"\t\t{render_rule(rule)}" for rule in chain),
-                "\t}",
-                f"\tchain {name} {{",
-                f"\t\t{base}; policy accept;",
-                f"\t\tcounter jump istio-{hook}",
-                "\t}",
-            ]
+            chains[f"istio-{hook}"] = chain
+            chains[name] = [f"{base}; policy accept;", f"counter jump istio-{hook}"]
+    lines = [f"table inet {_PREFIX}{table} {{", f'\tcomment "{LAYOUT_COMMENT}"']
+    for name in CHAIN_NAMES:
+        if name in chains:
+            lines += [f"\tchain {name} {{", *(f"\t\t{line}" for line in chains[name]), "\t}"]
     return "\n".join([*lines, "}", ""])
