@@ -8,8 +8,9 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from types import ModuleType
 
 from nodeagent import __version__, config, log
 from nodeagent.commands.errors import CommandError
@@ -27,30 +28,56 @@ examples:
 Each command has its own --help. A setting is given as a flag or as an environment
 variable; the flag counts where both are there.
 """
+_INSTALL_CNI = "install-cni"
 _WRONG_USE = 2
 """Exit status, as argparse has it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == [_INSTALL_CNI]:
+        return install_cni(given[1:])
+    options = _parser().parse_args(given)
     names = {setting.attribute for setting in config.SETTINGS}
     flags = {name: text for name, text in vars(options).items() if name in names}
-    try:
+
+    def command() -> int:
         settings = config.load(flags, os.environ)
         log.configure(settings.log_level, settings.log_format)
-        # aiohttp, as it is imported, makes a TLS context for clients that bring none: 2.4 MiB
-        # and 55 ms for the machine's certificate authorities. The agent always brings its own.
-        with no_certificate_authorities():
-            command = importlib.import_module(options.module)
-        status: int = command.main(options, settings)
+        status: int = _imported(options.module).main(options, settings)
+        return status
+
+    return _answered(command)
+
+
+def install_cni(arguments: Sequence[str] | None = None) -> int:
+    """Be the program ``install-cni``, which the chart of istio-cni starts; the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+
+    def command() -> int:
+        status: int = _imported("nodeagent.commands.install_cni").start(given, os.environ)
+        return status
+
+    return _answered(command)
+
+
+def _imported(module: str) -> ModuleType:
+    # aiohttp, as it is imported, makes a TLS context for clients that bring none: 2.4 MiB
+    # and 55 ms for the machine's certificate authorities. The agent always brings its own.
+    with no_certificate_authorities():
+        return importlib.import_module(module)
+
+
+def _answered(command: Callable[[], int]) -> int:
+    try:
+        return command()
     except config.SettingError as error:
         return _failed(str(error), status=_WRONG_USE)
     except (CommandError, RetryError) as error:
         return _failed(str(error))
     except OSError as error:
         return _failed(": ".join(filter(None, (error.filename, error.strerror))) or str(error))
-    return status
 
 
 def _failed(text: str, *, status: int = 1) -> int:
@@ -94,6 +121,10 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     _add_settings(add("run", "run the agent until it is told to stop (SIGTERM)"))
+    # Only for the help: its flags are those of istio-cni.
+    add(
+        _INSTALL_CNI, "run as the chart of istio-cni starts its agent, with its flags and variables"
+    )
     _add_settings(
         add(
             "check", "say whether this node can do the job, and what is missing", module="check.run"

@@ -125,6 +125,14 @@ class Settings:
         help="where a container has the host's /proc, /run, /etc/cni/net.d and /opt/cni/bin",
     )
 
+    ambient_enabled: bool = _setting(
+        _MESH,
+        "BOOL",
+        parse_bool,
+        default=True,
+        shown="true",
+        help="false: no pod is in the mesh, no ztunnel is served, the plugin is in no chain",
+    )
     exclude_namespaces: frozenset[str] = _setting(
         _MESH,
         "LIST",
@@ -285,12 +293,29 @@ class Settings:
         shown="true",
         help="join in a copy of the primary that sorts before it; otherwise in its own file",
     )
+    cni_assume_one_config: bool = _setting(
+        _CNI,
+        "BOOL",
+        parse_bool,
+        default=False,
+        shown="false",
+        help="a container runtime that cannot be asked is one that loads a single configuration:\n"
+        "our copy of the primary goes before it there too",
+    )
     istio_owned_cni_config_filename: str = _setting(
         _CNI,
         "FILE",
         checks.file_name,
         default="02-istio-cni.conflist",
         help="the name of that copy",
+    )
+    cni_conf_group_read: bool = _setting(
+        _CNI,
+        "BOOL",
+        parse_bool,
+        default=False,
+        shown="false",
+        help="a new configuration can be read by its group too (mode 0640 instead of 0600)",
     )
     cni_let_through_namespaces: frozenset[str] = _setting(
         _CNI,

@@ -6,6 +6,7 @@ entry into the host's directories, and `uninstall_plugin` takes both out again.
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from nodeagent.agent.pod_sources import Origin
@@ -89,16 +90,22 @@ def installer(settings: Settings) -> Installer | None:
         },
         binary_source=packaged_binary(),
         root=settings.host_prefix or "/",
+        group_read=settings.cni_conf_group_read,
     )
     return Installer(
         repairer,
         placement=placement(settings),
-        loading=partial(
-            loading.ask,
-            endpoint=settings.container_runtime_endpoint,
-            prefix=settings.host_prefix,
-        ),
+        loading=partial(_ask_runtime, settings),
     )
+
+
+async def _ask_runtime(settings: Settings) -> loading.Loading:
+    answer = await loading.ask(
+        endpoint=settings.container_runtime_endpoint, prefix=settings.host_prefix
+    )
+    if answer.most is None and settings.cni_assume_one_config:
+        return replace(answer, most=1, source="the container runtime (CNI_ASSUME_ONE_CONFIG)")
+    return answer
 
 
 def uninstall_plugin(settings: Settings) -> Report:

@@ -16,6 +16,7 @@ import structlog
 from nodeagent.admin.server import serve_admin, serve_health
 from nodeagent.agent.assembly import Assembly, assembled
 from nodeagent.agent.cni_wiring import installer, plugin_server
+from nodeagent.agent.idle import serve_idle
 from nodeagent.agent.readiness import Readiness, Token
 from nodeagent.cluster.api import ApiServer
 from nodeagent.cluster.taint import remove_taint
@@ -51,6 +52,9 @@ async def serve(
     Raises ``OSError``, ``RetryError`` and ``NoBinaryError`` where a part cannot start.
     """
     log.info("starting", node=settings.node_name, pods_from=settings.pod_manifests or "the cluster")
+    if not settings.ambient_enabled:
+        await serve_idle(settings, _readiness_address(settings))
+        return
     readiness = Readiness()
     listed = readiness.token("the first list of pods")
     attempted = readiness.token("a first look at each pod")

@@ -21,6 +21,9 @@ WINDOW = 600.0
 MOST_IN_WINDOW = 4
 """For each pod and reason in `WINDOW` seconds, none with the same text as another."""
 _MOST_WAITING = 512
+_NEEDS = 'verb create on events: ClusterRole "nodeagent" (deploy/base/rbac.yaml)'
+_ENDING = "NamespaceTerminating"
+"""The API server's cause for a 403 that is about the namespace, not about rights."""
 _AT_ONCE = 2
 
 _Key = tuple[PodUID, str]
@@ -33,16 +36,23 @@ class Events:
         self._api = api
         self._node_name = node_name
         self._told: dict[_Key, list[tuple[float, str]]] = {}
+        self._denied = False
+        """Whether it was said that there is no right to make events."""
         self._outbox = Outbox[str, dict[str, Any]](
             self._create,
             what="event",
-            needs='verb create on events: ClusterRole "nodeagent" (deploy/base/rbac.yaml)',
+            needs=_NEEDS,
             at_once=_AT_ONCE,
         )
 
     async def run(self) -> None:
         """Deliver until cancelled; then once more, for a second at the most."""
         await self._outbox.run()
+
+    @property
+    def undelivered(self) -> int:
+        """How many events are on their way."""
+        return len(self._outbox)
 
     def record(self, pod: Pod, reason: str, text: str) -> None:
         """Put a warning on the pod; `text` may come from a tenant, and is cut to `MAX_TEXT`."""
@@ -96,7 +106,12 @@ class Events:
                 return
             if error.status in (None, 401, 429) or error.status >= 500:
                 raise
-            # Most often the namespace is being deleted, and says 403.
+            if error.denied and _ENDING not in error.causes:
+                # No right to make any: the chart of istio-cni may give none.
+                if not self._denied:
+                    log.warning("no events are made on pods", error=str(error), needs=_NEEDS)
+                self._denied = True
+                return
             log.warning("event refused", name=metadata["name"], error=str(error))
 
 

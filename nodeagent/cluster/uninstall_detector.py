@@ -27,6 +27,9 @@ _TIMEOUT = 2.0
 """Seconds for the question at the stop."""
 _LONGEST_PAUSE = 60.0
 """Seconds between two attempts to read the agent's own pod."""
+_RIGHTS_AGAIN = 600.0
+"""Seconds until it is tried again whether there is the right to follow the DaemonSet."""
+_FORBIDDEN = 403
 _DEFAULT_GRACE = 30.0
 """Kubernetes' own ``terminationGracePeriodSeconds``."""
 
@@ -61,6 +64,7 @@ class UninstallDetector:
         await self.learn()
         if self._daemonset is None:
             return
+        await self._until_may_list()
         watch = ListWatch(
             self._api,
             Resource(
@@ -79,6 +83,29 @@ class UninstallDetector:
                         self._ending = "is being deleted" if ending else ""
                     case Gone():
                         self._ending = "is gone"
+
+    async def _until_may_list(self) -> None:
+        """Wait for the right to follow the DaemonSet, which the chart of istio-cni does not give.
+
+        Without it `is_uninstall` asks by name all the same.
+        """
+        told = False
+        while True:
+            try:
+                selector = {"fieldSelector": f"metadata.name={self._daemonset}", "limit": "1"}
+                await self._api.get(self._daemonsets, params=selector)
+            except ApiError as error:
+                if error.status != _FORBIDDEN:
+                    return  # whoever follows it says what is wrong
+                if not told:
+                    told = True
+                    log.info(
+                        "own DaemonSet is not followed; it is asked for at the stop",
+                        reason=str(error),
+                    )
+                await asyncio.sleep(_RIGHTS_AGAIN)
+            else:
+                return
 
     async def learn(self) -> None:
         """Find out the DaemonSet's name; returns once it is known, or that there is none."""

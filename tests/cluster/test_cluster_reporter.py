@@ -12,7 +12,7 @@ import structlog.testing
 from nodeagent.cluster import outbox
 from nodeagent.cluster.api import ApiServer
 from nodeagent.cluster.cluster_reporter import ClusterReporter
-from nodeagent.cluster.events import MAX_TEXT, MOST_IN_WINDOW
+from nodeagent.cluster.events import MAX_TEXT, MOST_IN_WINDOW, Events
 from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
 from tests.cluster.client import Object
@@ -390,9 +390,32 @@ async def test_events_never_hold_up_annotations(
 
 async def test_refused_event_is_dropped(api: ApiServer, proxy: FaultProxy, shop: Shop) -> None:
     """A namespace that is being deleted takes no events: that is said, and left."""
-    proxy.answer(403, match="POST")
+    pod = shop.pod()
+    shop.admin.delete(f"/api/v1/namespaces/{shop.namespace}")
     with structlog.testing.capture_logs() as logs:
         async with reporting(api) as status:
-            status.failed(shop.pod(), "never works")
+            status.failed(pod, "never works")
             await eventually(lambda: any(line["event"] == "event refused" for line in logs))
     assert proxy.count("POST") == 1
+
+
+async def test_without_a_right_to_make_events(
+    control_plane: ControlPlane, shop: Shop, tmp_path: Path
+) -> None:
+    """That costs one line in all, and the events; not a line for each of them."""
+    control_plane.admin.make_account(shop.namespace, "mute")
+    token = control_plane.token_for(shop.namespace, "mute")
+    config = control_plane.kubeconfig(tmp_path / "mute", token=token)
+    with structlog.testing.capture_logs() as logs:
+        async with ApiServer.connect(config) as api:
+            events = Events(api, "n")
+            running = asyncio.create_task(events.run())
+            for number in range(3):
+                events.record(shop.pod(f"web-{number}"), "EnrollmentFailed", "never works")
+            await eventually(lambda: not events.undelivered)
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+    [line] = [line for line in logs if line["log_level"] == "warning"]
+    assert line["event"] == "no events are made on pods"
+    assert "verb create on events" in line["needs"]

@@ -82,6 +82,7 @@ _ELSEWHERE = {
     "nodeagent/validators.py": "every setting is checked by one: tests/test_config.py",
     "nodeagent/cluster/log_reporter.py": "it only logs: tests/agent/test_life.py reads that",
     "nodeagent/commands/errors.py": "tests/test_cli.py",
+    "nodeagent/commands/install_cni.py": "whole agents: tests/deploy/test_istio_chart.py",
     "nodeagent/commands/rules.py": "tests/test_cli.py",
     "nodeagent/commands/run.py": "tests/test_cli.py, and all whole agents",
     "nodeagent/commands/uninstall.py": "tests/agent/test_takeover.py, tests/node/test_uninstall.py",

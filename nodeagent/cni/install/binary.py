@@ -60,4 +60,4 @@ class Binary:
 
     def install(self, bin_dir: str) -> None:
         """Put the binary there; a copy that runs meanwhile runs on. Raises ``OSError``."""
-        confdir.replace(os.path.join(bin_dir, OURS), self.content, like=None, mode=_MODE)
+        confdir.replace(os.path.join(bin_dir, OURS), self.content, like=None, least_mode=_MODE)

@@ -69,9 +69,10 @@ def names(path: str) -> list[str]:
     return sorted(os.listdir(path))
 
 
-def apply(path: str, changes: Changes, before: Files) -> None:
+def apply(path: str, changes: Changes, before: Files, *, least_mode: int = 0o600) -> None:
     """Make `changes` where the files are still as in `before`.
 
+    `least_mode` is a new file's mode; the mode of any other file permits no less.
     New content is written before any file is removed. Raises ``MovedError``, or ``OSError``
     that names the file; what was not reached is as it was.
     """
@@ -80,7 +81,7 @@ def apply(path: str, changes: Changes, before: Files) -> None:
             with _named(os.path.join(path, name), "written"):
                 real = _real(path, name)
             _require_unmoved(real, before.get(name))
-            replace(real, data, like=_model(path, name))
+            replace(real, data, like=_model(path, name), least_mode=least_mode)
     for name, data in sorted(changes.items()):
         if data is None and name in before:
             _require_unmoved(os.path.join(path, name), before[name])
@@ -104,16 +105,17 @@ def content(path: str) -> bytes:
         os.close(fd)
 
 
-def replace(path: str, data: bytes, *, like: str | None, mode: int = 0o600) -> None:
+def replace(path: str, data: bytes, *, like: str | None, least_mode: int = 0o600) -> None:
     """Write a file whole; its content is on disk before the file has its name.
 
-    Mode and, where we may, owner are those of the file `like`, otherwise `mode` and ours.
+    Mode and, where we may, owner are those of the file `like`, otherwise `least_mode` and ours.
+    The mode permits no less than `least_mode`.
     Raises ``OSError`` that names the file, which is then as it was.
     """
     temporary = f"{path}.{secrets.token_hex(4)}{_TEMPORARY}"
     with _named(path, "written"):
         try:
-            _write(temporary, data, like, mode)
+            _write(temporary, data, like, least_mode)
             os.rename(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -168,7 +170,8 @@ def _require_unmoved(path: str, before: bytes | None) -> None:
         raise MovedError(f"{path} was written by somebody else meanwhile")
 
 
-def _write(path: str, data: bytes, like: str | None, mode: int) -> None:
+def _write(path: str, data: bytes, like: str | None, least_mode: int) -> None:
+    mode = least_mode
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(fd, "wb", buffering=0) as file:
         if like is not None:
@@ -176,7 +179,7 @@ def _write(path: str, data: bytes, like: str | None, mode: int) -> None:
             # Without CAP_CHOWN the file stays ours: runtimes are root, and read it all the same.
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, model.st_uid, model.st_gid)
-            mode = stat.S_IMODE(model.st_mode)
+            mode |= stat.S_IMODE(model.st_mode)
         os.fchmod(fd, mode)
         rest = memoryview(data)
         while rest:

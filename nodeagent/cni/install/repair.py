@@ -83,9 +83,19 @@ class Repairer:
     """
 
     def __init__(
-        self, *, net_dir: str, bin_dir: str, entry: Entry, binary_source: str, root: str = "/"
+        self,
+        *,
+        net_dir: str,
+        bin_dir: str,
+        entry: Entry,
+        binary_source: str,
+        root: str = "/",
+        group_read: bool = False,
     ) -> None:
-        """`root`: where the host's root is, below which links lead."""
+        """`root`: where the host's root is, below which links lead.
+
+        `group_read`: what is written can be read by the file's group too.
+        """
         self.problems = Problems()
         self.root = root
         self._net_path, self._bin_path = net_dir, bin_dir
@@ -93,6 +103,7 @@ class Repairer:
         """Where the paths lead; links are followed anew in each pass."""
         self._bare_entry = entry
         self._source = binary_source
+        self._mode = 0o640 if group_read else 0o600
         self._started = datetime.now(UTC).isoformat(timespec="microseconds")
         self._throttle = RepairThrottle()
         self._invalid: dict[str, str] = {}
@@ -146,7 +157,7 @@ class Repairer:
         confdir.sweep(self._bin_dir)
         if not executable:
             binary.install(self._bin_dir)
-        confdir.apply(self._net_dir, wanted.changes, found.files)
+        confdir.apply(self._net_dir, wanted.changes, found.files, least_mode=self._mode)
         self._report(found, wanted, undone, now)
         self._was_installed = True
         return PassResult(installed=True)

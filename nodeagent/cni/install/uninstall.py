@@ -13,6 +13,7 @@ from nodeagent.cni.install.conflist import OURS, entry_of
 from nodeagent.cni.install.plan import undone
 from nodeagent.linux.links import follow
 
+_STATE = "var/lib/cni"
 _CACHES = ("var/lib/cni/results", "var/lib/cni/cache/results")
 """Where libcni notes with which configuration a sandbox was made; the second before 0.8."""
 _CILIUM = ".cilium_bak"
@@ -81,6 +82,8 @@ def _restore_once(net_dir: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
 
 def _in_use(prefix: str) -> str:
     """Why the binary is still needed; empty if it is not. Raises ``OSError``."""
+    if prefix and not os.path.isdir(os.path.join(prefix, _STATE)):
+        return f"sandboxes that were made with it cannot be seen: /{_STATE} is not mounted"
     sandboxes = 0
     for cache in _CACHES:
         for path in _files(os.path.join(prefix or "/", cache)):

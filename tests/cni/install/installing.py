@@ -38,6 +38,7 @@ class Node:
         self.source = root / "nodeagent-cni-amd64"
         self.net.mkdir()
         self.bin.mkdir()
+        (root / "var/lib/cni").mkdir(parents=True)
         self.source.write_bytes(b"\x7fELF-one")
         self.loading = CRIO
 

@@ -102,3 +102,14 @@ def test_too_many_files(tmp_path: Path) -> None:
         confdir.read(str(tmp_path))
     (tmp_path / "0.conf").unlink()
     assert len(confdir.read(str(tmp_path)).files) == confdir.MOST
+
+
+def test_what_is_written_can_be_read_by_the_group(tmp_path: Path) -> None:
+    """CNI_CONF_GROUP_READ adds to the mode of a file, be it new or old, and takes nothing."""
+    (tmp_path / "10-a.conflist").write_bytes(b"{}")
+    (tmp_path / "10-a.conflist").chmod(0o604)
+    before = {"10-a.conflist": b"{}"}
+    changes = {"10-a.conflist": b"{ }", "02-b.conflist": b"{ }"}
+    confdir.apply(str(tmp_path), changes, before, least_mode=0o640)
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in tmp_path.iterdir()}
+    assert modes == {"10-a.conflist": 0o644, "02-b.conflist": 0o640}

@@ -52,6 +52,18 @@ async def test_as_before(node: Node, name: str, own_file: str | None) -> None:
     assert uninstalled(node) == Report()
 
 
+async def test_without_the_runtimes_notes(node: Node) -> None:
+    """L18: where it cannot be seen which sandboxes still need the binary, the binary stays."""
+    (node.root / "var/lib/cni").rmdir()
+    node.has(FLANNEL)
+    async with node.installing() as installer:
+        await installed(installer)
+    report = uninstalled(node)
+    assert "/var/lib/cni is not mounted" in report.kept
+    assert node.files() == {FLANNEL: (CORPUS / FLANNEL).read_bytes()}
+    assert os.listdir(node.bin) == ["nodeagent"]
+
+
 async def test_stand_alone(node: Node) -> None:
     """Not chained, the configuration of our own goes."""
     node.has("00-multus.conf")

@@ -1,0 +1,32 @@
+"""What the agent does where ambient mode is off: nothing to pods, nor in their way."""
+
+import asyncio
+import contextlib
+
+import structlog
+
+from nodeagent.admin.server import serve_admin, serve_health
+from nodeagent.agent.cni_wiring import uninstall_plugin
+from nodeagent.config import Settings
+
+log = structlog.get_logger()
+
+
+async def serve_idle(settings: Settings, health_address: str) -> None:
+    """Answer kubelet and ``nodeagent status`` without end; no ztunnel, and no pod is followed.
+
+    The plugin of an agent that ran before leaves the CNI chain: pods would wait for an answer.
+    An entry of Istio's own plugin stays. Raises ``OSError``.
+    """
+    log.warning("ambient mode is off (AMBIENT_ENABLED): no pod comes into the mesh")
+    chain = await asyncio.to_thread(uninstall_plugin, settings)
+    if chain.restored or chain.removed:
+        log.info("left the cni chain", files=[*chain.restored, *chain.removed], kept=chain.kept)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(
+            serve_admin(settings.admin_socket, workloads=list, missing=list)
+        )
+        if health_address:
+            await stack.enter_async_context(serve_health(health_address, missing=list))
+        log.info("ready", pods=0)
+        await asyncio.Event().wait()
