@@ -11,51 +11,11 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from nodeagent.mesh.errors import RefusedError
-from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.zds import codec
-from nodeagent.zds import zds_pb2 as pb
-from nodeagent.zds.codec import PACKET_LIMIT, PacketTooLargeError, ProtocolError
 from tests.eventually import PATIENCE
 from tests.virtual_time import run_virtually
 from tests.zds.conftest import a_pod, serving
-from tests.zds.model import HELLO, OK, ModelZtunnel, Mood, new_netns
-
-ANSWERS = st.builds(
-    lambda error: pb.WorkloadResponse(ack=pb.Ack(error=error)).SerializeToString(),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=300),
-)
-PACKETS = st.one_of(
-    st.binary(max_size=PACKET_LIMIT + 64),
-    st.sampled_from([HELLO, OK, HELLO + OK, b"", b"\x08", b"\x12\x80\x80\x80\x80\x10"]),
-    st.binary(min_size=PACKET_LIMIT - 1, max_size=PACKET_LIMIT + 1),
-    ANSWERS,
-    st.builds(lambda packet, more: packet + more, ANSWERS, st.binary(max_size=64)),
-)
-
-
-@pytest.mark.fuzz
-@given(PACKETS)
-def test_any_packet(packet: bytes) -> None:
-    """A hello and an answer are read, or refused with `ProtocolError`; the text is for people."""
-    for read in (codec.check_hello, codec.answer):
-        try:
-            text = read(packet)
-        except ProtocolError as error:
-            text = str(error)
-        assert text is None or (text.isprintable() and len(text) <= 2 * PACKET_LIMIT)
-
-
-@pytest.mark.fuzz
-@given(st.text(max_size=400), st.text(max_size=400), st.text(max_size=400), st.text(max_size=400))
-def test_any_pod(uid: str, name: str, namespace: str, account: str) -> None:
-    """A pod is encoded in what ztunnel can read, or refused with `PacketTooLargeError`."""
-    pod = Pod(uid=PodUID(uid), name=name, namespace=namespace, service_account=account)
-    try:
-        assert len(codec.add_workload(pod)) <= PACKET_LIMIT
-    except PacketTooLargeError:
-        return
-    for packet in (codec.keep_workload(pod.uid), codec.del_workload(pod.uid)):
-        assert len(packet) <= PACKET_LIMIT
+from tests.zds.model import HELLO, ModelZtunnel, Mood, new_netns
+from tests.zds.packets import PACKETS
 
 
 @pytest.mark.fuzz
