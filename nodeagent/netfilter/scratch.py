@@ -15,7 +15,7 @@ from nodeagent.netfilter.errors import wrap_oserror
 T = TypeVar("T")
 
 
-def in_scratch_namespace(function: Callable[[], T]) -> T:
+def in_scratch_netns(function: Callable[[], T]) -> T:
     """Call `function` in a new thread with a netns of its own, and return its result.
 
     Raises `RulesError` where no netns can be made, and whatever `function` raises.
@@ -30,7 +30,7 @@ def in_scratch_namespace(function: Callable[[], T]) -> T:
         except Exception as error:  # noqa: BLE001 - raised again in the caller
             result.set_exception(error)
 
-    thread = threading.Thread(target=work, name="scratch-namespace")
+    thread = threading.Thread(target=work, name="scratch-netns")
     thread.start()
     thread.join()
     return result.result()

@@ -23,7 +23,7 @@ from nodeagent.netfilter.ipset import Ipsets
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain
 from nodeagent.netfilter.rule import Family
-from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.netfilter.scratch import in_scratch_netns
 from nodeagent.probes.backend import Occasion, Repair
 from nodeagent.probes.iptables_rules import (
     CHAIN,
@@ -223,7 +223,7 @@ def reference(variant: Variant, rules: ProbeRules) -> Layout:
                 write_chain(variant, _FAMILIES[version], rules, None)
             return _set_layout(sets, rules) | _chain_layout(read_chains(variant))
 
-    return in_scratch_namespace(write_and_read)
+    return in_scratch_netns(write_and_read)
 
 
 def _set_layout(sets: Ipsets, rules: ProbeRules) -> dict[str, object]:

@@ -24,7 +24,7 @@ from nodeagent.netfilter.nfnetlink import (
     name_attribute,
 )
 from nodeagent.netfilter.nft_state import TableState, read_table
-from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.netfilter.scratch import in_scratch_netns
 from nodeagent.probes.nft_rules import CHAIN, ISTIO_CHAIN, TABLE, render_table
 from nodeagent.probes.rules import SETS, ProbeRules, owner_in
 
@@ -55,7 +55,7 @@ def reference(rules: ProbeRules) -> TableState:
         assert state is not None  # noqa: S101 - `apply` has made it, and nobody else is here
         return state
 
-    return in_scratch_namespace(write_and_read)
+    return in_scratch_netns(write_and_read)
 
 
 class ProbeTable:

@@ -13,7 +13,7 @@ from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant, restore
 from nodeagent.netfilter.iptables_tables import Chains, Tables, differences, read_tables
 from nodeagent.netfilter.rule import Family
-from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.netfilter.scratch import in_scratch_netns
 from nodeagent.redirect.iptables_provenance import conflicts, proven
 from nodeagent.redirect.iptables_rules import CHAINS, render, render_removal
 from nodeagent.redirect.rules import RedirectSpec
@@ -44,7 +44,7 @@ def reference(variant: Variant, spec: RedirectSpec, family: Family) -> Chains:
             restore(variant, family, text)
         return read(variant).get(family, {})
 
-    return in_scratch_namespace(done)
+    return in_scratch_netns(done)
 
 
 class IptablesBackend:

@@ -14,7 +14,7 @@ from nodeagent.netfilter.layout import LAYOUT_MARK
 from nodeagent.netfilter.nft import apply
 from nodeagent.netfilter.nft_state import Tables, TableState
 from nodeagent.netfilter.rule import Table
-from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.netfilter.scratch import in_scratch_netns
 from nodeagent.redirect.nft_rules import CHAIN_NAMES, TABLE_NAMES, render
 from nodeagent.redirect.rules import REPLY_MARK, RedirectSpec
 
@@ -46,7 +46,7 @@ def _found_out(spec: RedirectSpec) -> Tables:
         apply(render(spec, replacing=()))
         return read()
 
-    return in_scratch_namespace(done)
+    return in_scratch_netns(done)
 
 
 class NftablesBackend:

@@ -11,7 +11,7 @@ import pytest
 from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.libnftables import Library
 from nodeagent.netfilter.nft import apply
-from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.netfilter.scratch import in_scratch_netns
 from nodeagent.redirect.nft_backend import read
 from nodeagent.redirect.nft_rules import TABLE_NAMES, render
 from tests.descriptors import open_descriptors
@@ -23,7 +23,7 @@ import os, sys
 from nodeagent.linux.fd_limit import raise_nofile_limit
 from nodeagent.probes.nft_table import ProbeTable
 from nodeagent.netfilter.nft import apply
-from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.netfilter.scratch import in_scratch_netns
 
 def work():
     apply("add table inet one")
@@ -36,7 +36,7 @@ raise_nofile_limit(4096)
 null = os.open(os.devnull, os.O_RDONLY)
 while os.dup(null) < 2000:
     pass
-in_scratch_namespace(work)
+in_scratch_netns(work)
 print("alive")
 """
 
@@ -57,8 +57,8 @@ def test_the_namespace_is_that_of_the_thread_that_opens() -> None:
         apply(render(spec()))
         return set(read())
 
-    assert in_scratch_namespace(work) <= set(TABLE_NAMES)
-    assert in_scratch_namespace(read) == {}
+    assert in_scratch_netns(work) <= set(TABLE_NAMES)
+    assert in_scratch_netns(read) == {}
 
 
 def test_refusal_is_told() -> None:
@@ -73,7 +73,7 @@ def test_refusal_is_told() -> None:
         finally:
             library.close()
 
-    in_scratch_namespace(work)
+    in_scratch_netns(work)
 
 
 async def test_nothing_stays() -> None:
@@ -81,7 +81,7 @@ async def test_nothing_stays() -> None:
     before = open_descriptors()
     read_end, write_end = os.pipe()
     for _ in range(5):
-        in_scratch_namespace(lambda: apply("add table inet four"))
+        in_scratch_netns(lambda: apply("add table inet four"))
     os.write(write_end, b"open still")
     assert os.read(read_end, 100) == b"open still"
     os.close(read_end)

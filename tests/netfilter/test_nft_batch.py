@@ -14,7 +14,7 @@ from nodeagent.mesh.overrides import MAX_INTERFACES
 from nodeagent.netfilter import nft_batch as batch
 from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.nft_state import Tables
-from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.netfilter.scratch import in_scratch_netns
 from nodeagent.redirect import nft_rules as nftables
 from nodeagent.redirect.nft_backend import read, reference
 from nodeagent.redirect.rules import RedirectSpec
@@ -45,7 +45,7 @@ def replayed(*turns: RedirectSpec) -> Tables:
             batch.replace(read(), reference(turn))
         return read()
 
-    return in_scratch_namespace(work)
+    return in_scratch_netns(work)
 
 
 def with_a_bad_rule(wanted: Tables, chain: str, count: int = 1) -> Tables:
@@ -159,7 +159,7 @@ def test_counters_start_at_nothing(pod: Pod) -> None:
 def test_a_message_without_sense_is_refused() -> None:
     """A message that the kernel cannot read fails, and is not waited for."""
     with pytest.raises(RulesError, match=errno.errorcode[errno.EINVAL]):
-        in_scratch_namespace(
+        in_scratch_netns(
             lambda: batch.replace(
                 (), {"t": replace(reference(spec())[NAT], settings=b"", comment=b"")}
             )

@@ -10,7 +10,7 @@ from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_variant import host_uses_legacy
-from nodeagent.netfilter.scratch import in_scratch_namespace
+from nodeagent.netfilter.scratch import in_scratch_netns
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import RedirectDefaults
 
@@ -90,7 +90,7 @@ def check_rules(settings: Settings) -> Check:
 
     name = "nftables" if settings.native_nftables else "iptables"
     try:
-        fault = in_scratch_namespace(attempt)
+        fault = in_scratch_netns(attempt)
     except RulesError as error:
         remedy = "the capability SYS_ADMIN; on the host: sysctl user.max_net_namespaces"
         return bad(name, str(error), remedy)
