@@ -31,16 +31,11 @@ log = structlog.get_logger()
 
 SANDBOX_TEARDOWN = 5.0
 """Seconds that the runtime has to take a sandbox down, before a pod's next one is looked for."""
-
-
 ANNOTATION_PROPAGATION = 2.0
 """Seconds that the control plane and the peers' ztunnels have to hear of an annotation."""
-
-
 _ATTEMPTS_FOR_LEFTOVERS = 5
-"""Attempts for a pod of the first list of which nothing says that it was ever in the mesh."""
-
-
+"""Attempts to clean a pod that was there at the start, where nothing says that it was ever in
+the mesh."""
 _FIRST_CONTESTED = 5
 """Repairs of one pod after which it is reported as contested; then after twice as many, and
 so on."""
@@ -70,7 +65,7 @@ async def reconcile(workload: Workload[N], needs: Dependencies[N], table: Table[
 
 async def _enroll(workload: Workload[N], needs: Dependencies[N], table: Table[N]) -> None:
     pod, progress = workload.pod, workload.progress
-    if workload.sandbox_ended is not None and await _is_between_sandboxes(workload, needs, table):
+    if workload.sandbox_ended is not None and await _waits_for_sandbox(workload, needs, table):
         return
     if not pod.addresses and progress.held is None:
         progress.set_state(State.WAITING, "has no address yet")
@@ -100,10 +95,10 @@ async def _enroll(workload: Workload[N], needs: Dependencies[N], table: Table[N]
         progress.set_state(State.ENROLLED, workload.decision.reason)
 
 
-async def _is_between_sandboxes(
+async def _waits_for_sandbox(
     workload: Workload[N], needs: Dependencies[N], table: Table[N]
 ) -> bool:
-    """Whether the pod's sandbox is being taken down, and nothing else could be found yet."""
+    """Release the sandbox that ends; return whether the next one is still waited for."""
     now = asyncio.get_running_loop().time()
     assert workload.sandbox_ended is not None  # noqa: S101 - the caller has checked it
     if not workload.pod.deleting and now - workload.sandbox_ended >= SANDBOX_TEARDOWN:
@@ -125,10 +120,9 @@ async def _open_netns(
     found = await _find_netns(workload, pod, needs, table)
     if progress.held is None:
         progress.held = HeldNetns(found)
-    elif found is progress.held.netns:
-        pass
     elif found.id == progress.held.netns.id:
-        found.close()
+        if found is not progress.held.netns:
+            found.close()
     else:
         # The runtime has made the sandbox of the same pod again. Nothing of the old netns is
         # sent to ztunnel once the new one is here.
