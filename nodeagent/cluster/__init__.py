@@ -1,1 +1,1 @@
-"""Where pods come from, and where their status goes."""
+"""The cluster, or a folder in its place: pods come from here, and what is reported goes here."""

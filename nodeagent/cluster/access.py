@@ -1,7 +1,7 @@
-"""Where the API server is and who the agent is there, from its pod's files or a kubeconfig.
+"""The API server's address and the agent's credential, from the pod's files or a kubeconfig.
 
-No credential is written to disk: what a kubeconfig has embedded goes into memory
-files, because OpenSSL takes certificates from files only.
+No credential is written to disk. OpenSSL takes certificates from files only, so those that
+a kubeconfig has embedded are put into files in memory.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from typing import Any, Protocol
 import yaml
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-"""Where kubelet puts a pod's credential, and renews it."""
+"""The directory in which kubelet puts a pod's token, and renews it."""
 _MAX_SIZE = 1 << 20
 _EMBEDDED = ("certificate-authority", "client-certificate", "client-key")
 _PLUGIN_TIMEOUT = 30.0
 _PLUGIN_MARGIN = timedelta(minutes=1)
-"""A credential that expires within it is not used for a new request."""
+"""A credential that expires so soon is renewed before the next request."""
 _NOT_A_KUBECONFIG = "it does not have the shape of a kubeconfig; `kubectl config view` shows one"
 
 
 class NoClusterError(Exception):
-    """There is no way to an API server; the text names the file and the remedy."""
+    """The API server cannot be reached with what is there; the text names file and remedy."""
 
 
 class Credential(Protocol):
@@ -39,19 +39,19 @@ class Credential(Protocol):
         ...
 
     def refused(self) -> None:
-        """The server did not take it."""
+        """Note that the server has refused the credential with status 401."""
         ...
 
 
 class Access:
-    """The library's client, whose ``request`` is used, and what to show with each request."""
+    """An HTTP client of the kubernetes library, and the credential to send with each request."""
 
     def __init__(self, client: Any, credential: Credential) -> None:
         """Take over `client`."""
         self.client = client
         self.credential = credential
         self.account = "the agent's user"
-        """Who the agent is there, in words."""
+        """The user as which the agent asks, in words."""
 
     async def aclose(self) -> None:
         """End all connections."""
@@ -88,7 +88,7 @@ async def find_access(kubeconfig: str | None) -> Access:
 
 
 def _library(module: str) -> Any:
-    """A module of kubernetes.aio, which is half typed.
+    """A module of kubernetes.aio, as `Any`: the library is typed in part only.
 
     The client and the configuration in a pod cost 0.5 MiB. ``config.kube_config`` costs
     10 MiB and 0.1 s, as it imports pydantic: in a pod it is not imported.
@@ -102,7 +102,7 @@ def _config_exception() -> type[Exception]:
 
 
 def _account(authorization: str | None) -> str | None:
-    """Whose token it is, as far as the token itself tells."""
+    """The user that a token names (JWT, claim ``sub``); None where it is no such token."""
     try:
         claims = json.loads(base64.urlsafe_b64decode((authorization or "").split(".")[1] + "=="))
         subject = str(claims["sub"])
@@ -227,7 +227,7 @@ def _move_to_memory(part: dict[str, Any], memory: contextlib.ExitStack) -> None:
 
 
 class _Fixed:
-    """A token that stands in the kubeconfig, or none where a certificate does it."""
+    """A token in the kubeconfig itself; no token where the kubeconfig has a certificate."""
 
     def __init__(self, value: str | None) -> None:
         self._value = value
@@ -240,7 +240,7 @@ class _Fixed:
 
 
 class _TokenFile:
-    """A token in a file that somebody renews: read for each request, it is never stale."""
+    """A token in a file that somebody renews, and that is read for each request."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -257,7 +257,9 @@ class _TokenFile:
 
 
 class _Plugin:
-    """A program that gives a credential: run again where that has expired or is refused.
+    """A program that prints a credential (``exec`` in a kubeconfig).
+
+    It is run again where the credential has expired or was refused.
 
     Tokens are renewed; a certificate lasts until the agent starts anew.
     """
@@ -271,7 +273,7 @@ class _Plugin:
         self._turn = asyncio.Lock()
 
     async def certificate(self) -> dict[str, str]:
-        """Key and certificate, if it gives them, as a kubeconfig embeds them."""
+        """The program's key and certificate, if any, under the names that a kubeconfig has."""
         await self.authorization()
         names = {"client-certificate": "clientCertificateData", "client-key": "clientKeyData"}
         found = {key: self._status.get(name) for key, name in names.items()}

@@ -1,4 +1,8 @@
-"""Requests to the Kubernetes API: raw JSON in and out, and one kind of error."""
+"""Requests to the Kubernetes API: parsed JSON in and out, and one kind of error.
+
+Addresses and credentials are those of `access.py`. Sizes, times and the number of bytes
+that an answer may have are bounded here.
+"""
 
 import contextlib
 import json
@@ -27,7 +31,7 @@ _NO_PARAMS: Mapping[str, str] = {}
 
 
 class ApiError(Exception):
-    """The API server said no, or nothing; the text is one line for people."""
+    """The API server refused, or did not answer; the text is one line for people."""
 
     def __init__(
         self,
@@ -42,39 +46,39 @@ class ApiError(Exception):
         self.status = status
         """The HTTP status; None where there was no answer that could be read."""
         self.retry_after = retry_after
-        """Seconds that the server asked to be left alone."""
+        """Seconds that the server wants the client to wait; None where it does not say."""
         self.causes = causes
-        """The server's own words for why, for programs: ``ResourceVersionTooLarge``, say."""
+        """The server's machine-readable reasons: ``ResourceVersionTooLarge``, say."""
 
     @property
     def missing(self) -> bool:
-        """There is no such object."""
+        """Whether there is no such object (404)."""
         return self.status == 404
 
     @property
     def conflict(self) -> bool:
-        """The object has changed, or exists already."""
+        """Whether the object has changed, or exists already (409)."""
         return self.status == 409
 
     @property
     def denied(self) -> bool:
-        """Who asks is not known there, or may not ask this."""
+        """Whether the server does not know the agent (401), or forbids the request (403)."""
         return self.status in (401, 403)
 
 
 class GarbledError(ApiError):
-    """What came is nothing that an API server says; asking for the same again is no use."""
+    """The answer is not what an API server sends; the same request would be in vain."""
 
 
 class SilenceError(ApiError):
-    """A stream has had no byte for as long as its caller would wait."""
+    """A stream has brought no byte for as long as its caller wanted to wait."""
 
 
 class ApiServer:
     """One cluster's API. Any number of requests at once."""
 
     def __init__(self, access: Access) -> None:
-        """Borrow `access`; `connect` is how a server is had."""
+        """Use `access`, which stays the caller's; `connect` makes both."""
         self._access = access
 
     @classmethod
@@ -90,7 +94,7 @@ class ApiServer:
 
     @property
     def account(self) -> str:
-        """Who the agent is there, in words, once something was asked."""
+        """The user as which the agent asks, in words; known after the first request."""
         return self._access.account
 
     async def get(
@@ -99,7 +103,7 @@ class ApiServer:
         *,
         params: Mapping[str, str] = _NO_PARAMS,
         accept: str = JSON,
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - part of what is asked
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - aiohttp's own time-out does it
     ) -> dict[str, Any]:
         """Ask for an object, for `timeout` seconds. Raises ``ApiError``."""
         async with self._asked(
@@ -139,7 +143,7 @@ class ApiServer:
     async def stream(
         self, path: str, *, params: Mapping[str, str], accept: str, silence: float
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """An answer without end, by the line; a last one without its end is left out.
+        """Ask for an answer without end, and return its lines. An incomplete last line is left out.
 
         Raises ``ApiError``, in the block too: ``SilenceError`` after `silence` seconds without
         a byte, ``GarbledError`` for a line that is too long.
@@ -212,7 +216,7 @@ class ApiServer:
 
 
 def status_error(raw: Any) -> ApiError:
-    """What a ``Status`` object says, or nothing where it is none."""
+    """A ``Status`` object as an error; one without text where `raw` is no such object."""
     raw = raw if isinstance(raw, dict) else {}
     message, code, details = raw.get("message"), raw.get("code"), raw.get("details")
     causes = details.get("causes") if isinstance(details, dict) else None
@@ -233,9 +237,9 @@ def _url(path: str, params: Mapping[str, str]) -> str:
 
 
 def _drop(response: aiohttp.ClientResponse) -> None:
-    """Close the connection, unless all was read, and it is in the pool again."""
+    """Close the connection, unless the answer was read to its end and the pool has it again."""
     if (connection := response.connection) and connection.transport:
-        # Closing in good order waits for the peer, for 30 s where that one is dead.
+        # A TLS connection that is closed in good order waits 30 s for a peer that is dead.
         connection.transport.abort()
     response.close()
 

@@ -1,4 +1,8 @@
-"""A cluster as the source of pods: those of one node, and the namespaces of all."""
+"""A cluster as the source of pods: the pods of one node, and all namespaces.
+
+Two list-and-watch loops run in tasks and put events into one queue. Events of pods wait for
+the first list of namespaces, because the labels of a pod's namespace decide with its own.
+"""
 
 import asyncio
 import contextlib
@@ -26,7 +30,7 @@ _NAMESPACES = "/api/v1/namespaces"
 _METADATA = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 _AHEAD = 256
-"""Events that may wait for whoever listens; beyond it, the API server's buffers fill."""
+"""Events that may wait in the queue; while it is full, the connections are not read."""
 
 
 class ClusterPods:
@@ -50,7 +54,8 @@ class ClusterPods:
             key=projection.pod_uid,
             project=partial(projection.pod, labels=labels),
         )
-        # By name: one that was made again is the same to its pods, with other labels.
+        # Told apart by name, not UID: a namespace that was deleted and made again is one whose
+        # labels have changed.
         namespaces = Resource(
             name="namespaces",
             path=_NAMESPACES,
@@ -84,8 +89,8 @@ class ClusterPods:
     async def pod(self, namespace: str, name: str) -> Pod | None:
         """The pod of this name, if it is this node's, as the API has it now.
 
-        Where the `events` have overtaken the answer, it is what they know, and None for a
-        pod that has gone. Its end will be among the `events`.
+        Where the `events` have told something newer than the answer, that is returned: None
+        for a pod that is gone. The pod's end will be among the `events`.
 
         Raises ``ApiError``, ``ProjectionError``.
         """
@@ -123,7 +128,7 @@ class ClusterPods:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_namespaces(queue, listed), name="namespaces")
                 tasks.create_task(self._follow_pods(queue, listed), name="pods")
-        except Exception as error:  # noqa: BLE001 - whoever listens is the one to fail
+        except Exception as error:  # noqa: BLE001 - raised again by `events`
             await queue.put(error)
 
     async def _follow_namespaces(
@@ -145,7 +150,7 @@ class ClusterPods:
         synced = False
         async with contextlib.aclosing(self._pods.changes()) as changes:
             async for change in changes:
-                # A pod whose namespace is not known yet would be decided for twice.
+                # Else it would be decided twice whether the pod belongs in the mesh.
                 await listed.wait()
                 match change:
                     case Seen(pod):

@@ -1,4 +1,8 @@
-"""What the cluster is told of a pod's redirection: the annotation, and events."""
+"""Reports on pods to the cluster: the redirection's annotation, and events.
+
+Everything goes to the log too. Requests are made in the background; while the API server is
+away, the latest annotation of each pod is kept for it.
+"""
 
 import asyncio
 from dataclasses import dataclass
@@ -15,19 +19,19 @@ from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
 
 _AT_ONCE = 8
-"""Requests; what is more waits for its turn."""
+"""Requests at one time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Patch:
-    """What the annotation of one pod is to be."""
+    """A request to set the annotation of one pod; None takes it off."""
 
     path: str
     uid: PodUID
     redirection: Redirection | None
 
     def body(self) -> dict[str, Any]:
-        # With its UID: another pod of the same name refuses the patch.
+        # With the UID the server refuses the patch for another pod of the same name.
         value = self.redirection.value if self.redirection else None
         return {"metadata": {"uid": self.uid, "annotations": {REDIRECTION: value}}}
 
@@ -58,7 +62,7 @@ class ClusterReporter:
 
     @property
     def undelivered(self) -> int:
-        """How many pods' annotations are not what they should be yet."""
+        """How many annotations the server has not taken yet."""
         return len(self._patches)
 
     def report(self, pod: Pod, redirection: Redirection | None) -> None:
@@ -68,41 +72,41 @@ class ClusterReporter:
         self._patches.put(pod.uid, patch)
 
     def delivered(self, uid: PodUID) -> bool:
-        """Whether the pod's annotation is as it was reported last."""
+        """Whether the server has taken the annotation that was reported last."""
         return uid not in self._patches
 
     def contested(self, pod: Pod, times: int) -> None:
-        """Say on the pod that somebody works against the agent."""
+        """Event: something else keeps changing the pod's redirection."""
         self._log.contested(pod, times)
         text = f"something else keeps changing the pod's redirection; it was repaired {times} times"
         self._events.record(pod, "RedirectionContested", text)
 
     def unprotected(self, pod: Pod) -> None:
-        """Say on the pod that its traffic has gone past ztunnel until now (L19)."""
+        """Event: the pod's traffic has gone past ztunnel until now (L19)."""
         self._log.unprotected(pod)
         text = "the pod ran before it was redirected: until now its traffic went past ztunnel"
         self._events.record(pod, "EnrolledLate", text)
 
     def broken(self, pod: Pod, reason: str) -> None:
-        """Say on the pod that the annotation promises what is not so (L41)."""
+        """Event: the pod is annotated `enabled`, and not served (L41)."""
         self._log.broken(pod, reason)
         text = f"annotated {Redirection.ENABLED.value}, but that is not in order: {reason}"
         self._events.record(pod, "RedirectionBroken", text)
 
     def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
-        """Say on the pod that it was refused another one's namespace (L39)."""
+        """Event: the pod was refused a netns, because it is another pod's (L39)."""
         self._log.netns_conflict(pod, netns, holder)
-        # Whose it is stands in the log only: the pod's owner may be a stranger to the other.
+        # The other pod's name is in the log only, because it may be another tenant's.
         text = f"the network namespace that was found for it, {netns}, is another pod's: refused"
         self._events.record(pod, "NetnsConflict", text)
 
     def failed(self, pod: Pod, reason: str) -> None:
-        """Say on the pod why it cannot be enrolled."""
+        """Event: why the pod cannot be enrolled."""
         self._log.failed(pod, reason)
         self._events.record(pod, "EnrollmentFailed", reason)
 
     def forget(self, uid: PodUID) -> None:
-        """The pod is gone: there is nothing left to annotate."""
+        """Do not annotate the pod any more: it is gone."""
         self._patches.drop(uid)
 
     async def _patch(self, patch: _Patch) -> None:
@@ -116,9 +120,10 @@ class ClusterReporter:
             raise
 
     async def _replaced(self, patch: _Patch) -> bool:
-        """Whether the name is another pod's by now.
+        """Whether another pod has the name by now.
 
-        The server says 422 to a UID that is not the pod's (Kubernetes 1.34), and to much else.
+        The server answers 422 for a UID that is not the pod's (Kubernetes 1.34), but for other
+        faults too.
         """
         try:
             pod = await self._api.get(patch.path.removesuffix("/status"))

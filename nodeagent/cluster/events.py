@@ -1,4 +1,4 @@
-"""Kubernetes events on pods, for what people should see where they look first."""
+"""Kubernetes events on pods, which ``kubectl describe pod`` shows."""
 
 import time
 import uuid
@@ -18,8 +18,9 @@ log = structlog.get_logger()
 MAX_TEXT = 1024
 """Bytes of an event's text; the API refuses more (events.k8s.io/v1)."""
 WINDOW = 600.0
+"""Seconds."""
 MOST_IN_WINDOW = 4
-"""For each pod and reason in `WINDOW` seconds, none with the same text as another."""
+"""Events for each pod and reason in `WINDOW`; two of them never have the same text."""
 _MOST_WAITING = 512
 _NEEDS = 'verb create on events: ClusterRole "nodeagent" (deploy/base/rbac.yaml)'
 _ENDING = "NamespaceTerminating"
@@ -30,7 +31,7 @@ _Key = tuple[PodUID, str]
 
 
 class Events:
-    """Best effort: what the API server refuses is dropped, and a flood is cut short."""
+    """Creates events; drops what the API server refuses, and what is more than the limits."""
 
     def __init__(self, api: ApiServer, node_name: str) -> None:
         self._api = api
@@ -70,7 +71,8 @@ class Events:
         self._outbox.put(event["metadata"]["name"], event)
 
     def _event(self, pod: Pod, reason: str, text: str) -> dict[str, Any]:
-        # The name is ours: one that was made and not answered is not made twice.
+        # The agent chooses the name, so that a request that was carried out but not answered
+        # makes no second event when it is repeated.
         name = f"{pod.name[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}"
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {

@@ -1,7 +1,8 @@
-"""What is known of one kind of object, and in which order news of it count.
+"""What is known of the objects of one kind, when news of them come by several ways.
 
-News come by three ways: a watch, lists, and answers about one object that somebody has
-asked for directly. Each way for itself is in order; between them the versions decide.
+News come by three ways: a watch, lists, and answers to a request for one object. Each way is
+in order, but one way may be ahead of another. Where that is so, the resource version of the
+object decides which news is the newer.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +20,7 @@ _MAX_REASON = 300
 
 @dataclass(frozen=True, slots=True)
 class Seen(Generic[T]):
-    """An object that is new, or has changed for us."""
+    """An object that is new, or whose value has changed."""
 
     value: T
 
@@ -33,7 +34,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[T]):
-    """An object in a list; without a value where it is not as it should be."""
+    """An object in a list; the value is None where the object is odd."""
 
     value: T | None
     version: int
@@ -44,11 +45,14 @@ class _Question:
     """A request for one object that is not answered yet."""
 
     heard: dict[str, int]
-    """The keys of which something was heard meanwhile, with the versions."""
+    """The keys of which there was news since the request, with the version of the last news."""
 
 
 class Known(Generic[T]):
-    """The objects by key, each as it was told last."""
+    """The objects by key, each with the value that was told last.
+
+    An object is odd where it has not the shape that the API gives it.
+    """
 
     def __init__(
         self,
@@ -65,19 +69,19 @@ class Known(Generic[T]):
         self._project = project
         self._passed_over = passed_over
         self._values: dict[str, T | None] = {}
-        """None: it exists, but is not as it should be, or was only asked for."""
+        """None: the object exists, but is odd, or was only asked for."""
         self._asked: dict[str, int] = {}
-        """Versions of what was asked for and has not come by the watch or a list yet."""
+        """By key, the version of an object that was asked for and has not come otherwise yet."""
         self._questions: list[_Question] = []
         self._odd: dict[str, str] = {}
-        """Why objects were passed over, for as long as they are."""
+        """By key, why an object is odd."""
 
     async def ask(self, get: Callable[[], Awaitable[Raw | None]]) -> T | None:
-        """The object that `get` asks the server for, or what was heard of it since.
+        """Ask the server for one object with `get`; return its value, None where it is gone.
 
-        None for one that has gone. News that are older than the answer are not told any
-        more, and the end of the object will be. Raises what `get` does, and
-        ``ProjectionError``.
+        Where there was newer news of the object meanwhile, that is returned. News that is
+        older than the answer is not told any more; the end of the object is. Raises what
+        `get` does, and ``ProjectionError``.
         """
         self._questions.append(question := _Question({}))
         try:
@@ -89,23 +93,23 @@ class Known(Generic[T]):
         key, value, version = self._key(raw), self._project(raw), number(raw)
         if (heard := question.heard.get(key)) is not None and heard >= version:
             return (self._values[key] or value) if key in self._values else None
-        # Without the value: it has reached one listener by a way of its own, and something
-        # older may be under way to the same one. So the watch tells it once more.
+        # The value is not noted: the caller has it, but older news of the object may be on
+        # its way to the same listener. So the watch has to tell the value once more.
         self._values.setdefault(key, None)
         self._asked[key] = version
         return value
 
     def read(self, raw: Raw) -> tuple[str, T | None] | None:
-        """An object's key, and its value unless that is odd; None where even the key is.
+        """The key and the value of an object; no value where it is odd, None where it has no key.
 
-        Raises nothing: whatever an object looks like, and whatever we do wrong with it, it
-        costs no other object its news. This is the one place where that is held.
+        Raises nothing: neither an odd object nor a fault in this agent's code may keep other
+        objects' news from being told.
         """
         key = ""
         try:
             key = self._key(raw)
             value = self._project(raw)
-        except Exception as error:  # noqa: BLE001 - ours or the object's, the others go on
+        except Exception as error:  # noqa: BLE001 - one object's fault must not stop the others
             self._pass_over(key, error)
             return (key, None) if key else None
         self._odd.pop(key, None)
@@ -114,14 +118,14 @@ class Known(Generic[T]):
     def exists(self, key: str, value: T | None, version: int) -> Seen[T] | None:
         """Take the news that an object exists, and say what that changes."""
         if self._asked.get(key, 0) > version:
-            return None  # somebody has been told something newer
+            return None  # `ask` has returned a newer state
         self._asked.pop(key, None)
         self._note(key, version)
-        # Most news of a pod changes nothing for us.
+        # Most news of a pod changes nothing of its value.
         if value is not None and value != self._values.get(key):
             self._values[key] = value
             return Seen(value)
-        # It exists: nothing that is missing or odd makes it gone (L9).
+        # An odd object exists all the same: it is not gone (L9).
         self._values.setdefault(key, None)
         return None
 
@@ -136,11 +140,11 @@ class Known(Generic[T]):
 
     def become(self, found: Mapping[str, Found[T]], version: int) -> list[Seen[T] | Gone]:
         """Take a list of `version`, and say what it changes."""
-        # The old ones first: a new one may have an old one's name or address.
+        # Ends first, because a new object may have the name or address of one that is gone.
         changes: list[Seen[T] | Gone | None] = [
             self.deleted(key, version)
             for key in self._values.keys() - found.keys()
-            # Not what the list cannot have yet, because it was made later.
+            # The list is older than an object that was asked for since.
             if self._asked.get(key, 0) <= version
         ]
         changes += [self.exists(key, one.value, one.version) for key, one in found.items()]
@@ -153,14 +157,14 @@ class Known(Generic[T]):
     def _pass_over(self, key: str, error: Exception) -> None:
         ours = not isinstance(error, ProjectionError)
         reason = (f"{type(error).__name__}: {error}" if ours else str(error))[:_MAX_REASON]
-        # Of those that have no key, the first stands for all.
+        # Of all objects without a key, only the first is reported.
         if key not in self._odd or (key and self._odd[key] != reason):
             self._odd[key] = reason
             self._passed_over(key, reason, ours)
 
 
 def version_of(raw: Any) -> str:
-    """What to resume from behind this object, or list; "" where it does not say."""
+    """The resource version of an object or a list; "" where it has none."""
     try:
         return projection.version(raw)
     except ProjectionError:

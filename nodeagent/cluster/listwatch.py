@@ -1,8 +1,10 @@
-"""One kind of object, followed for ever: listed, watched, resumed, and listed again.
+"""Following all objects of one kind: they are listed, then watched, without end.
 
-Three generators, one in another: one connection; a list and the connections that
-resume from it; that without end. What they tell are states by key, and a key that is
-gone, whichever way that became known.
+A watch ends often: the server ends each after some minutes, and connections break. It is
+resumed from the version that was seen last. Where that version is too old for the server, the
+objects are listed again, and what has changed meanwhile is found by comparison. Three
+generators do that, one in another: `_connection` is one watch, `_from_list` a list and the
+watches that resume from it, and `changes` all of that without end.
 """
 
 import asyncio
@@ -35,31 +37,32 @@ PAGE = 500
 WATCH_TIME = 300.0
 """Seconds after which the server ends a watch, at the least; at most twice that."""
 SILENCE = 150.0
-"""Seconds without a byte after which a watch is given up for a new one. That is no fault: the
-server's bookmarks come once a minute at most, and where nothing happens in the cluster none
-comes until etcd reports progress, which is every 10 min by default. It is for a connection
-that is dead behind a proxy; a dead peer is noticed sooner, by the kernel (`cluster.api`)."""
+"""Seconds without a byte after which a watch is ended and a new one begun. Silence alone is no
+fault: the server sends a bookmark once a minute at most, and in a cluster where nothing happens
+none until etcd reports progress, by default every 10 min. The limit is for a connection that
+is dead behind a proxy. A peer that is dead is noticed sooner, by the kernel (`cluster.api`)."""
 RESUME_SPREAD = 1.0
-"""Seconds; a watch that has ended is resumed at a random moment of them: after the restart of an
-API server all agents of the cluster have lost theirs at once."""
+"""Seconds within which a watch that has ended is resumed, at a random moment: after the restart
+of an API server all agents of the cluster have lost their watches at once."""
 RELIST_SPREAD = 10.0
-"""Seconds; likewise for the lists that follow where nothing can be resumed."""
+"""Seconds within which a new list is asked for, where the watch cannot be resumed."""
 LONGEST_WAIT = 10.0
 """Seconds between two tries at the most, where the server asks for no more."""
 QUIET = 10.0
-"""Seconds of trouble that nobody needs to hear of: API servers are restarted, and what stands in
-front of them cuts connections. A refusal is said at once."""
+"""Seconds of trouble that are not logged: API servers are restarted, and proxies before them cut
+connections. That the agent is denied something is logged at once."""
 _LONGEST_REQUEST = 60.0
+"""Seconds that the server may make the agent wait (``Retry-After``)."""
 _STEADY = 10.0
-"""Seconds that a connection stands before it counts as a success, though nothing came."""
+"""Seconds after which a watch counts as a success, even if nothing came."""
 _RESUMES = 5
-"""Refused resumptions, after which a list is tried: an etcd that was restored from a backup
-knows no version of before, and answers 504 for ever."""
+"""Refusals to resume, after which the objects are listed again: where etcd was restored from a
+backup, the server answers 504 for each version of before, without end."""
 _EXPIRED = 410
 _UNKNOWN_USER = 401
 _NOT_THE_VERSION = frozenset({None, 401, 403, 429})
 _TOO_LARGE = "ResourceVersionTooLarge"
-"""The server's word where it knows no version as new as the one that was asked for."""
+"""The cause that the server gives where its own newest version is older than the one asked for."""
 
 T = TypeVar("T")
 
@@ -69,12 +72,13 @@ class Resource(Generic[T]):
     """What is followed, and what is made of it."""
 
     name: str
-    """As RBAC has it, in the plural."""
+    """The plural, as in RBAC."""
     path: str
     selector: Mapping[str, str]
     key: Callable[[Raw], str]
-    """What tells two objects apart; what it raises ``ProjectionError`` for is passed over."""
+    """What tells two objects apart. Raises ``ProjectionError`` for an odd object."""
     project: Callable[[Raw], T]
+    """What is kept of an object. Raises ``ProjectionError`` for an odd object."""
     list_accept: str = JSON
     watch_accept: str = JSON
     own_namespace_only: bool = False
@@ -83,7 +87,7 @@ class Resource(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A list has been told completely. Comes after each."""
+    """A list has been told completely. Comes after each list."""
 
 
 Change = Seen[T] | Gone | Listed
@@ -98,12 +102,12 @@ class ListWatch(Generic[T]):
         self._silence = silence
         self._known = Known(resource.key, resource.project, self._passed_over)
         self._version = ""
-        """From where a watch resumes."""
+        """The version from which a watch resumes; "" before the first list."""
         self._consistent = False
-        """Whether the next list must come from etcd: the server's cache has no part in it."""
+        """Whether the server must read the next list from etcd instead of its cache."""
         self._failing_since: float | None = None
         self._trouble = ""
-        """What was said last of what keeps it from being followed."""
+        """The trouble that was logged last, so that it is logged once; "" for none."""
         self._log = log.bind(resource=resource.name)
 
     async def ask(self, get: Callable[[], Awaitable[Raw | None]]) -> T | None:
@@ -111,7 +115,7 @@ class ListWatch(Generic[T]):
         return await self._known.ask(get)
 
     async def changes(self) -> AsyncGenerator[Change[T], None]:
-        """Tell everything, without end; only a fault of ours ends it."""
+        """Tell the objects and their changes, without end."""
         backoff = Backoff(longest=LONGEST_WAIT)
         while True:
             wait = 0.0
@@ -142,7 +146,7 @@ class ListWatch(Generic[T]):
                         if change is not None:
                             yield change
             except GarbledError as error:
-                # Resuming would meet the same line again; the list has the state without it.
+                # The same line would come again; a list does without it.
                 self._failed("watch", error)
                 return
             except SilenceError:
@@ -166,7 +170,7 @@ class ListWatch(Generic[T]):
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version,
-            # Not all agents of a cluster at the same moment.
+            # Random, so that the watches of a cluster's agents do not end at one moment.
             "timeoutSeconds": str(int(WATCH_TIME * random.uniform(1, 2))),  # noqa: S311
         }
         async with self._api.stream(
@@ -179,11 +183,11 @@ class ListWatch(Generic[T]):
             async for line in lines:
                 kind, raw = _event(line)
                 yield None if kind == "BOOKMARK" else self._changed(kind, raw)
-                # Only now: what was told is what a resumption need not repeat.
+                # Not before the event was told: else a resumption would leave it out.
                 self._version = version_of(raw) or self._version
 
     async def _list(self) -> list[Seen[T] | Gone]:
-        """The difference between what is known and what there is. Raises ``ApiError``."""
+        """List all objects; return what that changes. Raises ``ApiError``."""
         found: dict[str, Found[T]] = {}
         params = {**self._resource.selector, **self._freshness()}
         while True:
@@ -206,14 +210,17 @@ class ListWatch(Generic[T]):
         return changes
 
     def _freshness(self) -> dict[str, str]:
-        """How new a list has to be: what costs etcd a read of everything only where it must.
+        """Parameters that say how new a list has to be.
+
+        A list from the API server's cache costs etcd nothing, so etcd is asked only where it
+        has to be.
 
         https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
         """
         if self._consistent:
             return {"limit": str(PAGE)}
         if not self._version:
-            # A server that has no cache of the resource answers by the page.
+            # The limit counts only for a server that has no cache of the resource.
             return {"resourceVersion": "0", "limit": str(PAGE)}
         # With a limit, the server would not take it from its cache.
         return {"resourceVersion": self._version, "resourceVersionMatch": "NotOlderThan"}
@@ -230,7 +237,7 @@ class ListWatch(Generic[T]):
         self._log.warning("object passed over", key=key, reason=reason, exc_info=ours)
 
     def _failed(self, verb: str, error: ApiError) -> float:
-        """Say it, unless it was said, and return how long the server wants to be left alone."""
+        """Log the failure, once; return the seconds that the server wants the agent to wait."""
         now = asyncio.get_running_loop().time()
         self._failing_since = now if self._failing_since is None else self._failing_since
         told = error.denied or isinstance(error, GarbledError) or now - self._failing_since >= QUIET
@@ -240,7 +247,7 @@ class ListWatch(Generic[T]):
             if error.denied:
                 reason = _denial(error, verb, self._resource, self._api.account)
             self._log.warning("cannot be followed; trying again", reason=reason)
-        # Those who were sent away together do not come back together.
+        # Random, because other agents were told to wait for the same time.
         return min(error.retry_after or 0, _LONGEST_REQUEST) * random.uniform(1, 1.2)  # noqa: S311
 
     def _works(self) -> None:

@@ -1,4 +1,4 @@
-"""Status for people who read the log: what a folder of manifests has instead of an API."""
+"""Reports on pods that go to the log only, where there is no API server to take them."""
 
 import structlog
 
@@ -9,19 +9,19 @@ log = structlog.get_logger()
 
 
 class LogReporter:
-    """Writes every change of a pod's redirection to the log; see `mesh.dependencies.Reporter`."""
+    """Logs what is reported; see `mesh.dependencies.Reporter`."""
 
     def report(self, pod: Pod, redirection: Redirection | None) -> None:
-        """Log the pod's redirection as it is now."""
+        """Log what the annotation would be."""
         word = redirection.value if redirection else "none"
         log.info("redirection", pod=str(pod), uid=pod.uid, redirection=word)
 
-    def delivered(self, uid: PodUID) -> bool:  # noqa: ARG002 - as the other reporter has it
-        """The log takes everything."""
+    def delivered(self, uid: PodUID) -> bool:  # noqa: ARG002 - part of the protocol
+        """True: the log has taken everything."""
         return True
 
     def contested(self, pod: Pod, times: int) -> None:
-        """Log that somebody works against the agent."""
+        """Log that something else keeps changing the pod's redirection."""
         log.error(
             "something else keeps changing the pod's redirection",
             pod=str(pod),
@@ -34,11 +34,11 @@ class LogReporter:
         log.info("was running unprotected; redirected now", pod=str(pod), uid=pod.uid)
 
     def broken(self, pod: Pod, reason: str) -> None:
-        """Log that the annotation promises what is not so."""
+        """Log that the pod is annotated `enabled` and not served."""
         log.warning("annotated enabled, but not in order", pod=str(pod), uid=pod.uid, reason=reason)
 
     def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
-        """Log that one of two pods seems to pose as the other."""
+        """Log that the pod was refused the netns of `holder`."""
         log.warning(
             "security: refused a network namespace that is another pod's",
             pod=str(pod),
@@ -49,7 +49,7 @@ class LogReporter:
         )
 
     def failed(self, pod: Pod, reason: str) -> None:
-        """The reconciler's own line says it all."""
+        """Nothing: the heart has logged the reason."""
 
     def forget(self, uid: PodUID) -> None:
-        """Everything was told at once."""
+        """Nothing: everything was logged at once."""

@@ -37,7 +37,7 @@ class ManifestError(ValueError):
 
 
 Identity = tuple[str, str]
-"""What only one object can have, as words: its kind or "UID", and its name or UID."""
+"""What only one object can have: the words "pod" and its name, say, or "UID" and its UID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def derived_uid(namespace: str, name: str) -> PodUID:
 
 
 class _Loader(yaml.CSafeLoader):
-    """Reads a date as the text that it is, as Kubernetes does."""
+    """Leaves a date as text, as Kubernetes does; PyYAML would make it a date."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own class attribute
         first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -94,7 +94,7 @@ class _Loader(yaml.CSafeLoader):
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """A value in a document, and the way to it."""
+    """A value in a document, with its path, which errors name."""
 
     document: int
     path: str
@@ -129,7 +129,7 @@ class _Field:
             raise self.error("is missing")
         if not isinstance(value, str):
             raise self.error(f"a string is expected, not {_shown(value)}; quote it")
-        # JSON can name half a character, which can be written nowhere.
+        # JSON can hold half of a surrogate pair, which cannot be written as UTF-8.
         if not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
             raise self.error("it has half a character")
         return value
@@ -160,7 +160,7 @@ class _Field:
             address = ip_address(text)
         except ValueError:
             raise self.error(f"{_shown(text)} is not an IP address") from None
-        # Such an address is in every namespace, and proves nothing about this one (L10).
+        # Such an address is in every netns, and does not tell two apart (L10).
         if address.is_loopback or address.is_unspecified or address.is_multicast or "%" in text:
             raise self.error(f"{_shown(text)} is not an address that a pod can have")
         return address

@@ -30,16 +30,16 @@ from nodeagent.mesh.pod import Namespace, Pod, PodUID
 
 log = structlog.get_logger()
 
-_FIRST_RETRY, _LAST_RETRY = 0.02, 1.0
-"""Seconds between two looks for a folder that is away."""
+FIRST_RETRY, LAST_RETRY = 0.02, 1.0
+"""Seconds between two attempts to find a folder that is away, at the first and later."""
 
 
 class ManifestFolder:
     """Watches the files in one folder whose names end in .yaml, .yml or .json.
 
     A file that cannot be used is reported once for each change of it, and its pods
-    stay as they were until it is mended or deleted. A folder that is away says
-    nothing about its pods: they stay until it is back (L9). Of two pods with the
+    stay as they were until the file is corrected or deleted. Where the folder is away,
+    its pods stay until the folder is back (L9). Of two pods with the
     same UID or name the first counts, in the order of files and documents.
     """
 
@@ -60,7 +60,7 @@ class ManifestFolder:
         owns a descriptor.
         """
         files, told = _Files(), _World()
-        synced, away, retry = False, False, _FIRST_RETRY
+        synced, away, retry = False, False, FIRST_RETRY
         while True:
             try:
                 with FolderWatch(self._path) as watch:
@@ -69,7 +69,7 @@ class ManifestFolder:
                         await asyncio.to_thread(files.read, watch, change)
                         if away:
                             log.info("pod manifests are back", folder=self._path)
-                        away, retry = False, _FIRST_RETRY
+                        away, retry = False, FIRST_RETRY
                         for event in told.become(files.world()):
                             yield event
                         if not synced:
@@ -83,21 +83,21 @@ class ManifestFolder:
             for event in told.become(files.world()):
                 yield event
             await asyncio.sleep(retry)
-            retry = min(2 * retry, _LAST_RETRY)
+            retry = min(2 * retry, LAST_RETRY)
 
 
 @dataclass(slots=True)
 class _World:
-    """All that there is to tell."""
+    """The pods and namespaces in all files."""
 
     pods: dict[PodUID, Pod] = field(default_factory=dict)
     namespaces: dict[str, Namespace] = field(default_factory=dict)
 
     def become(self, other: "_World") -> Iterator[PodEvent]:
-        """Make this one equal to `other`, and tell what that takes."""
+        """Take over what `other` has; yield the events that tell the difference."""
         pods, namespaces = self.pods, self.namespaces
         self.pods, self.namespaces = other.pods, other.namespaces
-        # Old pods first: a new one may have an old one's name or address.
+        # Ends first, because a new pod may have the name or address of one that is gone.
         for uid in pods.keys() - other.pods.keys():
             yield PodGone(uid)
         for name, namespace in other.namespaces.items():
@@ -113,10 +113,10 @@ class _World:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """How a file was found last, and what it said when it was last right."""
+    """A file as it was found last, with the documents that it had when it was valid last."""
 
     found: str = ""
-    """What tells its content, or why it could not be read, from another."""
+    """A hash of the content, or why the content could not be read."""
     documents: tuple[Document, ...] = ()
 
 
@@ -128,7 +128,7 @@ class _Files:
         self._conflicts: set[str] = set()
 
     def read(self, watch: FolderWatch, change: Change) -> None:
-        """Look where `change` says. Raises ``OSError`` if the folder is not there."""
+        """Read the files that `change` names. Raises ``OSError`` if the folder is not there."""
         try:
             with watch.opened() as folder:
                 names = change.names
@@ -142,7 +142,7 @@ class _Files:
             raise
 
     def world(self) -> _World:
-        """What all files say together; a contradiction that is new is reported."""
+        """What all files have together; logs each contradiction that is new."""
         world = _World()
         places: dict[Identity, str] = {}
         conflicts: set[str] = set()
@@ -160,7 +160,7 @@ class _Files:
                     case Namespace() as namespace:
                         world.namespaces[namespace.name] = namespace
         for pod in world.pods.values():
-            # Nobody has to write down a namespace that has no labels.
+            # A namespace without labels needs no manifest.
             world.namespaces.setdefault(pod.namespace, Namespace(pod.namespace))
         for conflict in sorted(conflicts - self._conflicts):
             log.warning("manifest ignored", error=conflict)
@@ -195,7 +195,7 @@ def _parsed(data: bytes) -> Manifest:
     except ManifestError:
         raise
     except Exception as error:
-        # A fault of ours with one file costs no other file its pods.
+        # A fault in this agent's code must not take the pods of other files away.
         log.exception("unexpected failure")
         raise ManifestError(f"cannot be read: {type(error).__name__}") from error
 
@@ -206,7 +206,7 @@ def _is_manifest(name: str) -> bool:
 
 def _content(folder: int, name: str) -> bytes:
     try:
-        # A FIFO is not waited for.
+        # O_NONBLOCK: a FIFO is not waited for.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=folder)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -1,4 +1,7 @@
-"""What is on its way to the API server: the latest value for each key, until it is there."""
+"""Values on their way to the API server: for each key the latest, until the server has it.
+
+Each key has a task while it has something to deliver, and a task tries until it succeeds.
+"""
 
 import asyncio
 import contextlib
@@ -16,20 +19,21 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 15.0
-_LONGEST_WISH = 60.0
+"""Seconds between two attempts for one key, at the first failure and at the most."""
+_LONGEST_RETRY_AFTER = 60.0
 """Seconds; a Retry-After beyond that is a server's mistake."""
 QUIET = 10.0
-"""Seconds of trouble that nobody needs to hear of; a refusal is said at once."""
-_PATIENCE = 10.0
-"""Seconds for one request; nobody's silence takes a place for longer."""
+"""Seconds of trouble that are not logged; that the agent is denied is logged at once."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds for one request, which takes one of the places."""
 _LAST_ATTEMPT = 1.0
-"""Seconds that a stopping agent gives to what is not delivered yet."""
+"""Seconds that a stopping agent waits for what is not delivered yet."""
 
 
 class Outbox(Generic[K, V]):
-    """Delivers in the background, so that one key's failure never delays another's.
+    """Delivers in the background; the failure of one key does not delay another.
 
-    A value that is overtaken before its turn is never sent. Two deliveries for one key
+    A value that is replaced before its turn is never sent. Two deliveries for one key
     never overlap. Memory: one value for each key that is not delivered yet.
     """
 
@@ -47,10 +51,10 @@ class Outbox(Generic[K, V]):
         self._waiting: dict[K, V] = {}
         self._running: set[K] = set()
         self._troubles: dict[K, int | None] = {}
-        """The status of the last failure of each key that is not delivered since."""
+        """The HTTP status of the last failure of each key that is not delivered since."""
         self._troubled_since = 0.0
         self._told: set[int | None] = set()
-        """Which of them were logged."""
+        """The statuses that were logged since everything was delivered last."""
         self._tasks: asyncio.TaskGroup | None = None
 
     def __len__(self) -> int:
@@ -66,7 +70,7 @@ class Outbox(Generic[K, V]):
             self._start(key)
 
     def drop(self, key: K) -> None:
-        """Nothing is to be delivered under `key` any more."""
+        """Deliver nothing under `key` any more."""
         self._waiting.pop(key, None)
 
     async def run(self) -> None:
@@ -115,10 +119,10 @@ class Outbox(Generic[K, V]):
             if value is None:
                 return
             try:
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
                     await self._deliver(value)
             except TimeoutError as error:
-                raise ApiError(f"no answer in {_PATIENCE:.0f} s") from error
+                raise ApiError(f"no answer in {REQUEST_TIMEOUT:.0f} s") from error
             if self._waiting.get(key) is value:
                 del self._waiting[key]
 
@@ -154,7 +158,7 @@ class Outbox(Generic[K, V]):
 
 
 def _pause(failures: int, error: ApiError) -> float:
-    # The jitter keeps a cluster's nodes from coming back together.
+    # Random, so that the nodes of a cluster do not come back at one moment.
     step: float = min(_FIRST_PAUSE * 2 ** min(failures, 16), _LONGEST_PAUSE)
-    wish = min(error.retry_after or 0.0, _LONGEST_WISH)
-    return wish + step * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
+    retry_after = min(error.retry_after or 0.0, _LONGEST_RETRY_AFTER)
+    return retry_after + step * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing

@@ -1,4 +1,9 @@
-"""Objects of the Kubernetes API, made into what the agent keeps of them at once (L25)."""
+"""What the agent keeps of an object of the Kubernetes API.
+
+Each function takes the parsed JSON of an object and returns the little that is used of it, so
+that the rest is freed at once (L25). What is not in the shape that the API gives it is refused
+with the name of the field.
+"""
 
 import sys
 from collections.abc import Container, Mapping, Sequence
@@ -16,7 +21,7 @@ from nodeagent.mesh.pod import (
     PodUID,
 )
 
-# The path of a namespace is what a manifest on the node may name, and a tenant may not.
+# Only manifests in a folder, which the operator writes, may name the path of a netns.
 _ANNOTATIONS = RELEVANT_ANNOTATIONS - {NETNS_PATH}
 
 Raw = Mapping[str, Any]
@@ -30,7 +35,7 @@ class ProjectionError(ValueError):
 
 
 def pod_uid(raw: Raw) -> PodUID:
-    """What tells a pod from every other. Raises ``ProjectionError``."""
+    """A pod's UID. Raises ``ProjectionError``."""
     return PodUID(_name(_map(raw, "metadata"), "uid"))
 
 
@@ -45,12 +50,12 @@ def deleting(raw: Raw) -> bool:
 
 
 def node_of(raw: Raw) -> str:
-    """The node that a pod is bound to, or nothing. Raises ``ProjectionError``."""
+    """The node that a pod is bound to, "" for none. Raises ``ProjectionError``."""
     return _text(_map(raw, "spec"), "nodeName", "")
 
 
 def controller(raw: Raw, kind: str) -> str | None:
-    """The name of the `kind` that an object belongs to. Raises ``ProjectionError``."""
+    """The name of the `kind` that controls an object, if any. Raises ``ProjectionError``."""
     for owner in _maps(_map(raw, "metadata"), "ownerReferences"):
         if owner.get("controller") is True and owner.get("kind") == kind:
             return _name(owner, "name")
@@ -104,7 +109,7 @@ def _addresses(status: Raw) -> tuple[IPAddress, ...]:
 
 def _address(text: str) -> IPAddress:
     try:
-        # Loopback and its like are in every namespace, and prove nothing of this one (L10).
+        # Loopback addresses and the like are in every netns, and do not tell two apart (L10).
         if ":" in text:
             return checks.address(IPv6Address)(text)
         return checks.address(IPv4Address)(text)
@@ -133,7 +138,7 @@ def _maps(raw: Raw, key: str) -> list[Raw]:
 def _text(raw: Raw, key: str, default: str | None = None) -> str:
     value = raw.get(key) if isinstance(raw, dict) else None
     value = default if value is None else value
-    # JSON can name half a character, which can be written nowhere.
+    # JSON can hold half of a surrogate pair, which cannot be written as UTF-8.
     if not isinstance(value, str) or (not value.isascii() and _is_half(value)):
         raise ProjectionError(f"{key[:_SHOWN]}: a string is expected")
     return value
@@ -141,7 +146,7 @@ def _text(raw: Raw, key: str, default: str | None = None) -> str:
 
 def _labels(metadata: Raw, wanted: Container[str] | None) -> dict[str, str]:
     found = _map(metadata, "labels")
-    # Five thousand namespaces have few different labels: each text is kept once.
+    # Thousands of objects have few different labels, so each text is kept once.
     kept = {
         sys.intern(key): sys.intern(_text(found, key))
         for key in found

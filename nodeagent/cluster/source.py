@@ -1,7 +1,7 @@
 """What a pod source tells the agent.
 
-Events carry states, not changes: each says how a pod or namespace is now, and a
-source may leave out states that were overtaken or repeat one.
+An event says how a pod or a namespace is now, not what has changed. A source may leave out
+a state that a later one has replaced, and may repeat one.
 """
 
 from collections.abc import AsyncGenerator
@@ -41,14 +41,14 @@ class NamespaceGone:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """Everything that existed when the source started has been told. Comes once."""
+    """Everything that existed when the source was started was told. Comes once."""
 
 
 PodEvent = PodSeen | PodGone | NamespaceSeen | NamespaceGone | Synced
 
 
 class PodSource(Protocol):
-    """Where pods come from."""
+    """Something that knows the pods of this node."""
 
     def events(self) -> AsyncGenerator[PodEvent, None]:
         """Tell what exists, then ``Synced``, then every later state, without end."""

@@ -19,7 +19,7 @@ from nodeagent.netns.verify import Verifier
 
 _LONGEST_PATH = 1024
 """Characters; runtimes have less than 100."""
-_MOST_REMEMBERED = 1024
+MOST_REMEMBERED = 1024
 """Pods; kubelet takes 110 unless told otherwise, and no node runs more than 1,000."""
 
 
@@ -117,7 +117,7 @@ class NodeNetnsFinder:
     def _remember(self, uid: str, found: "_Found") -> None:
         self._remembered[uid] = found
         self._remembered.move_to_end(uid)
-        if len(self._remembered) > _MOST_REMEMBERED:
+        if len(self._remembered) > MOST_REMEMBERED:
             self._remembered.popitem(last=False)
 
 

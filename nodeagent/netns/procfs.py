@@ -39,7 +39,7 @@ class Processes:
     def __init__(self, prefix: str) -> None:
         """`prefix` is before the host's ``/proc``; "" on a bare host."""
         proc = f"{prefix}/proc"
-        self._scan = SharedScan(lambda: asyncio.to_thread(_scan, proc), apart=_APART)
+        self._scan = SharedScan(lambda: asyncio.to_thread(scan_processes, proc), apart=_APART)
 
     async def paths(self, uid: str) -> Sequence[str]:
         """Paths on the host, one for each netns, that of the pod's oldest process first.
@@ -54,8 +54,11 @@ class Processes:
         return [f"/proc/{pid}/ns/net" for pid in pids]
 
 
-def _scan(proc: str) -> Mapping[str, Sequence[int]]:
-    """For each pod the PID of one process in each of its netns, the oldest process first."""
+def scan_processes(proc: str) -> Mapping[str, Sequence[int]]:
+    """For each pod the PID of one process in each of its netns, the oldest process first.
+
+    Raises ``RetryError``.
+    """
     found: defaultdict[str, list[_Process]] = defaultdict(list)
     try:
         names = os.listdir(proc)

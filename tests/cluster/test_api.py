@@ -195,10 +195,10 @@ async def test_exec_plugin(control_plane: ControlPlane, tmp_path: Path) -> None:
         assert runs(tmp_path) == 2
         soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
         give(tmp_path, token=control_plane.admin_token, expirationTimestamp=soon)
-        api._access.credential.refused()
+    async with connected(path) as api:
         for _ in range(3):
             assert await api.get(PODS)
-        assert runs(tmp_path) == 5
+        assert runs(tmp_path) == 6, "once at the start, then for each request"
         (tmp_path / "credential").write_text("none")
         with pytest.raises(ApiError, match=r"no credential: exec: .*plugin gave no credential"):
             await api.get(PODS)

@@ -355,7 +355,7 @@ async def test_backing_off(cluster: Cluster) -> None:
             await eventually(lambda: cluster.proxy.count() > before + 1000, 1)
         # 5 ms doubled: ten tries reach 2.5 s.
         assert cluster.proxy.count(WATCH_OF_PODS) - before < 12
-        cluster.proxy._rules.clear()
+        cluster.proxy.obey()
         cluster.make("a")
         await told.has("a")
 

@@ -347,7 +347,7 @@ async def test_a_folder_that_is_not_there_yet_is_not_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L4: an unknown set of pods is not an empty one; it is synced when the folder appears."""
-    monkeypatch.setattr(manifest_folder, "_FIRST_RETRY", 0)
+    monkeypatch.setattr(manifest_folder, "FIRST_RETRY", 0)
     folder = tmp_path / "later"
     with capture_logs() as entries:
         async with listening(folder) as listener:

@@ -115,7 +115,7 @@ async def test_memory_is_bounded(
     lab: Lab, threads: NetnsThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of pods that come and go, only the latest are remembered."""
-    monkeypatch.setattr(finding, "_MOST_REMEMBERED", 2)
+    monkeypatch.setattr(finding, "MOST_REMEMBERED", 2)
     pod, way = lab.add_pod("web"), Told("runtime")
     way.said = (pod.path,)
     finder = finder_of(threads, way)

@@ -101,13 +101,13 @@ async def test_one_look_for_250_pods(
 ) -> None:
     """250 pods at start-up cost one list call and one pass over procfs; their next look none."""
     passes: list[str] = []
-    scan = procfs._scan
+    scan = procfs.scan_processes
 
     def counted(proc: str) -> Mapping[str, Sequence[int]]:
         passes.append(proc)
         return scan(proc)
 
-    monkeypatch.setattr(procfs, "_scan", counted)
+    monkeypatch.setattr(procfs, "scan_processes", counted)
     sandbox = await containerd.run_sandbox("web", "shop", UID)
     pod = await a_pod(containerd, sandbox)
     unknown = [
