@@ -1,8 +1,8 @@
-"""Every setting, once: what it is called, what it may be, and what it is otherwise.
+"""Every setting, in one place: its name, its default, what it may be, and its help.
 
-The attribute's name makes the others: ``ambient_ipv6`` is ``AMBIENT_IPV6`` in the
-environment and ``--ambient-ipv6`` on the command line. The flag goes before the
-variable, and that before the default.
+The other names are made from the attribute's: ``ambient_ipv6`` is ``AMBIENT_IPV6`` in the
+environment and ``--ambient-ipv6`` on the command line. A flag takes precedence over the
+variable, and the variable over the default.
 """
 
 # ruff: noqa: RUF009 - `_setting` makes a field, each with its own default.
@@ -24,10 +24,11 @@ _ADMIN_SOCKET = "admin.sock"
 _PLUGIN_SOCKET = "pluginevent.sock"  # the longest of those in CNI_AGENT_RUN_DIR
 _HOST_PREFIX = "/host"
 _SHOWN = 80
+"""Characters of a wrong value that an error message shows."""
 
 
 class SettingError(ValueError):
-    """A setting has a wrong value; its text is one line for the person who set it."""
+    """A setting has a wrong value; the text is one line for the person who set it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""HTTP on a listening socket, bounded in number, time and size.
+"""HTTP on a listening socket, with bounds on the number, the time and the size of requests.
 
-Any pod of the node can connect to the port for health probes, and say nothing, or
-little and slowly, or a lot. What such connections can cost is bounded here, and they
-never shut out a client that asks in good order: the oldest connection that has not
-asked yet makes room for a new one. Every socket of the agent that speaks HTTP is
-served through here.
+Any pod of the node can connect to the port for health probes, and send nothing, or send
+slowly, or send very much. What such connections can cost is bounded here. They cannot shut
+out a client that asks properly either: where there are too many connections, the oldest one
+that has not sent its request is closed for the new one. All HTTP of the agent is served
+through this module.
 """
 
 import asyncio
@@ -22,31 +22,32 @@ from nodeagent.linux.unix_sockets import accepting
 log = structlog.get_logger()
 
 _LINE, _FIELD, _FIELDS = 2048, 2048, 32
-"""Bytes of the request's line, bytes of a header's field, and fields, at the most: ten
-times what any client of the agent sends, and 64 KiB for a connection."""
+"""At the most: bytes of the request line, bytes of a header field, and header fields. That is
+ten times what any client of the agent sends, and 64 KiB for each connection."""
 _faults = logging.getLogger("nodeagent.http")
 _faults.addFilter(lambda record: not _is_the_clients(record))
-"""aiohttp logs a traceback for each request that is no HTTP: a stranger could fill the disk."""
+"""aiohttp logs a traceback for each request that is not HTTP; with those, any pod could fill the
+disk."""
 _WARN_AGAIN = 60.0
 """Seconds between two warnings that one socket has too many connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What the clients of one socket may cost together."""
+    """What all clients of one socket together may cost."""
 
     connections: int
-    """At one time; at the least three times `nodeagent.linux.unix_sockets.AT_ONCE`, so that a new
-    connection is read before others can displace it."""
+    """At one time. At the least three times `nodeagent.linux.unix_sockets.AT_ONCE`, so that a new
+    connection is read before later ones can take its place."""
     seconds: float
-    """For a connection until its request's header is there, and once more for taking
-    the answer. How long the answer may take is the handler's own matter."""
+    """From the connection to the end of the request's header, and once more for the client to
+    take the answer. The handler itself has no limit here."""
     body: int = 0
     """Bytes of a request's body."""
 
 
 def application(bounds: Bounds) -> web.Application:
-    """Make an application to which handlers can be added; for `serve_http`."""
+    """Make an application for `serve_http`; the caller adds handlers."""
     app = web.Application(client_max_size=bounds.body, middlewares=[_one_request])
     app.on_response_prepare.append(_close_after)
     return app
@@ -64,8 +65,8 @@ async def serve_http(
 ) -> AsyncIterator[None]:
     """Answer on `listeners`, which stay the caller's; one request for each connection.
 
-    Of a connection that `may_ask` refuses not a byte is read. A handler is cancelled
-    when its client goes away, and `stop_timeout` seconds after the end of the block.
+    A connection that `may_ask` refuses is closed unread. A handler is cancelled when its
+    client goes away, and at the end of the block, `stop_timeout` seconds later.
     `name` is for the log.
     """
     runner = web.AppRunner(
@@ -74,7 +75,7 @@ async def serve_http(
         logger=_faults,
         handler_cancellation=True,
         shutdown_timeout=stop_timeout,
-        lingering_time=0,  # the rest of a body that nobody wants is not waited for
+        lingering_time=0,  # do not wait for the rest of a body that is too large
         auto_decompress=False,
         max_line_size=_LINE,
         max_field_size=_FIELD,
@@ -82,7 +83,7 @@ async def serve_http(
     )
     await runner.setup()
     server = runner.server
-    assert server is not None  # noqa: S101 - it is set up
+    assert server is not None  # noqa: S101 - for mypy: `setup` has made it
     crowd = _Crowd(server, bounds, name)
 
     def admit(connected: socket.socket) -> None:
@@ -129,10 +130,10 @@ class _Crowd:
         self.server = server
         self.bounds = bounds
         self.waiting: dict[_Connection, None] = {}
-        """Those that wait for their client: for its request, or for it to take the answer.
-        The oldest first."""
+        """Connections that wait for their client to send the request or to take the answer, the
+        oldest first."""
         self.answering: set[_Connection] = set()
-        """Those whose client waits for the agent."""
+        """Connections whose handler is at work."""
         self._name = name
         self._starting: set[asyncio.Task[object]] = set()
         self._warned = float("-inf")
@@ -152,7 +153,7 @@ class _Crowd:
         starting.add_done_callback(self._started)
 
     async def aclose(self) -> None:
-        """Cut off the connections that are left."""
+        """Close the connections that are left."""
         for connection in [*self.waiting, *self.answering]:
             connection.abort()
         if self._starting:
@@ -161,7 +162,7 @@ class _Crowd:
     def _started(self, starting: "asyncio.Task[object]") -> None:
         self._starting.discard(starting)
         if not starting.cancelled():
-            starting.exception()  # a client that goes away at once is nobody's fault
+            starting.exception()  # such as of a client that has gone away at once: no fault
 
     def _make_room(self, now: float) -> bool:
         if len(self.waiting) + len(self.answering) < self.bounds.connections:
@@ -181,7 +182,7 @@ class _Crowd:
 
 
 class _Connection(asyncio.Protocol):
-    """One client. Passes on to aiohttp what happens, and ends when its time is over."""
+    """One client's connection: passes everything on to aiohttp, and is closed at its deadline."""
 
     def __init__(self, crowd: _Crowd) -> None:
         self._crowd = crowd
@@ -192,7 +193,7 @@ class _Connection(asyncio.Protocol):
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """While the agent works on the answer, the client is not to blame for the time."""
+        """Have no deadline in the block, in which the handler works and the client waits."""
         self._deadline.cancel()
         self._crowd.waiting.pop(self, None)
         self._crowd.answering.add(self)
@@ -205,13 +206,13 @@ class _Connection(asyncio.Protocol):
                 self._deadline = self._set_deadline()
 
     def abort(self) -> None:
-        """End it now, whatever is under way."""
+        """Close the connection now, whatever is under way."""
         self._end()
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of a stream it is
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for mypy: a stream has no other
         if self._over:
             transport.abort()
             return

@@ -1,7 +1,7 @@
-"""Where the log goes and what a line looks like.
+"""Where the log goes, and what a line looks like.
 
-Every module logs through ``structlog.get_logger()``; libraries' records
-(asyncio, aiohttp) take the same way out, to standard error.
+Every module logs through ``structlog.get_logger()``. What libraries such as asyncio and
+aiohttp log is formatted likewise. All of it goes to standard error.
 """
 
 import logging
@@ -79,7 +79,8 @@ def _for_machines() -> list[Processor]:
 
 def _only_printable(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return {
-        # Only a traceback has several lines, indented: none can pose as a line of the log.
+        # Only a traceback may have several lines. They are indented, so that nothing in them
+        # looks like a line of the log.
         key: "\n".join(f"    {printable(line)}" for line in str(value).split("\n"))
         if key == "exception"
         else printable(str(value))

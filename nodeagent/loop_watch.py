@@ -1,10 +1,10 @@
-"""Who holds up the event loop, and where: found out from outside while it happens.
+"""Finds out which function holds up the event loop, while it does.
 
-Everything in the agent shares one event loop, so a function that computes for long, or
-waits for the disk, delays every pod. The loop here notes when it begins and ends to wait
-for events. A thread looks at that note while the loop works, and, where the loop has not
-waited for `HELD` seconds, at what the loop's thread is doing. While the loop only waits,
-the thread sleeps: at rest it costs nothing.
+Everything in the agent shares one event loop, so a function that computes for long, or waits
+for the disk, delays every pod. The loop of this module notes when it begins to wait for
+events and when it stops waiting. A thread reads these notes; where the loop has been at work
+for `HELD` seconds, the thread looks at the stack of the loop's thread and logs it. While the
+loop waits, the thread sleeps: an agent at rest spends nothing on it.
 """
 
 import asyncio
@@ -28,25 +28,26 @@ log = structlog.get_logger()
 HELD = 0.1
 """Seconds; fifty times what the agent's longest step takes on a quiet node."""
 _AGAIN = 60.0
-"""Seconds until the same function is told of again."""
+"""Seconds until the same function is logged again."""
 _PLACES = 100
-"""Functions that are remembered for that."""
+"""Functions of which is remembered when they were logged."""
 _CALLS = 4
-"""Functions that are named: the innermost, and who called it."""
+"""Functions of the stack that are logged, the innermost first."""
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Do as ``asyncio.run`` does, in a loop that can be watched."""
+    """Like ``asyncio.run``, in a loop that `watching_loop` can watch."""
     with asyncio.Runner(loop_factory=_WatchedLoop) as runner:
         return runner.run(main)
 
 
 @contextlib.contextmanager
 def watching_loop(held: float = HELD) -> Iterator[None]:
-    """Log whoever holds up the running loop for longer than `held` seconds, until the end.
+    """Log what holds up the running loop for longer than `held` seconds, until the block ends.
 
-    Each function at most once a minute. Nobody is watched in a loop that `run` has not made.
+    Each function is logged at most once a minute. Does nothing in a loop that `run` has not
+    made.
     """
     loop = asyncio.get_running_loop()
     if not isinstance(loop, _WatchedLoop):
@@ -67,16 +68,16 @@ class _WatchedLoop(asyncio.SelectorEventLoop):
 
 
 class _Notes(selectors.DefaultSelector):
-    """The loop's selector, which knows since when the loop has been at work."""
+    """The loop's selector, which notes since when the loop has been at work."""
 
     def __init__(self) -> None:
         super().__init__()
         self.turn = 0
-        """Tells one turn of the loop from the next."""
+        """The number of turns that the loop has made."""
         self.working_since: float | None = None
-        """None: the loop waits for events."""
+        """In seconds of the monotonic clock; None: the loop waits for events."""
         self.parked = False
-        """The watching thread sleeps until the loop works again."""
+        """Whether the watching thread sleeps until the loop is at work again."""
         self.works = threading.Event()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -92,7 +93,7 @@ class _Notes(selectors.DefaultSelector):
 
 
 class _Watch:
-    """The thread."""
+    """The thread that watches the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, notes: _Notes, held: float) -> None:
         self._loop = loop
@@ -128,14 +129,14 @@ class _Watch:
         notes = self._notes
         notes.works.clear()
         notes.parked = True
-        # It may have begun to work just before it could see that the thread is parked.
+        # The loop may have begun to work just before `parked` was set.
         if notes.working_since is None and not self._over.is_set():
             notes.works.wait()
         notes.parked = False
 
     def _tell(self, seconds: float) -> None:
         task = asyncio.current_task(self._loop)
-        frame = sys._current_frames().get(self._loops_thread)  # noqa: SLF001 - documented
+        frame = sys._current_frames().get(self._loops_thread)  # noqa: SLF001 - the documented way to another thread's stack
         if frame is None:
             return
         calls = list(traceback.walk_stack(frame))

@@ -1,4 +1,4 @@
-"""What a setting's text may be.
+"""Checks of the text of a setting.
 
 Each check takes the text and returns the value, or raises ``ValueError`` with what
 is expected instead.
@@ -18,7 +18,7 @@ A = TypeVar("A", IPv4Address, IPv6Address)
 
 
 def socket_path(text: str) -> str:
-    """Where a Unix socket can be."""
+    """A path at which a Unix socket can be."""
     return _absolute(text, _SOCKET_PATH_LIMIT)
 
 
@@ -28,7 +28,7 @@ def directory_of(socket: str) -> Callable[[str], str]:
 
 
 def path(text: str) -> str:
-    """Any path; whether it exists is seen when it is used."""
+    """Any path, whether it exists or not."""
     if not text or "\0" in text:
         raise ValueError("a path is expected")
     return text
@@ -49,7 +49,7 @@ def prefix(text: str) -> str:
 
 
 def endpoint(text: str) -> str:
-    """Where a Unix socket is, as a path or as kubelet writes it: ``unix:///run/…``."""
+    """The path of a Unix socket, also in kubelet's notation ``unix:///run/…``; or nothing."""
     return socket_path(text.removeprefix("unix://")) if text else text
 
 

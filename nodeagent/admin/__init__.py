@@ -1,1 +1,1 @@
-"""What the agent shows of itself."""
+"""The admin socket and the health port: what the agent tells of itself, and who asks."""

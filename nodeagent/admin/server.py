@@ -1,4 +1,8 @@
-"""What the agent says about itself, over HTTP."""
+"""What the agent tells of itself, over HTTP.
+
+Kubelet asks for readiness and liveness on a TCP port; ``nodeagent status`` asks for the same
+and for the workloads at a Unix socket of the agent's own user.
+"""
 
 import contextlib
 import socket
@@ -12,12 +16,12 @@ from nodeagent.linux.unix_sockets import listening, listening_on_network
 _PROBES = Bounds(connections=256, seconds=5)
 """Kubelet opens one connection for each probe, and waits for a second. Any pod can connect."""
 _ADMIN = Bounds(connections=64, seconds=10)
-"""Of the agent's own user; ten thousand pods are a megabyte to read."""
+"""Clients of the agent's own user. The answer for ten thousand pods has some megabytes."""
 
 Workloads = Callable[[], list[dict[str, object]]]
-"""The rows of the table as JSON values."""
+"""The workloads as JSON values."""
 Missing = Callable[[], Sequence[str]]
-"""What keeps the agent from being ready, in words; empty when it is."""
+"""What keeps the agent from being ready, in words; empty when it is ready."""
 
 
 def _health(missing: Missing, bounds: Bounds) -> web.Application:
@@ -29,8 +33,8 @@ def _health(missing: Missing, bounds: Bounds) -> web.Application:
         return web.Response(text="ready\n")
 
     async def get_healthz(_: web.Request) -> web.Response:
-        # That it answers is the answer: an agent that is killed for not being
-        # ready would never get ready.
+        # An agent that answers is alive. Were readiness asked for here, kubelet would kill an
+        # agent that waits for others, and the next one too.
         return web.Response(text="alive\n")
 
     app = application(bounds)

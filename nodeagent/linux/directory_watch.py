@@ -1,4 +1,8 @@
-"""What changes in a folder, as the kernel tells it (inotify)."""
+"""Changes in a folder, as the kernel tells them (inotify).
+
+The folder is watched together with the links and directories that its path leads through,
+because a change of one of them can put another folder at the path.
+"""
 
 import contextlib
 import os
@@ -19,7 +23,7 @@ _TURNED = Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.CREATE
 _GONE = Mask.DELETE_SELF | Mask.MOVE_SELF
 _LOST = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED | Mask.UNMOUNT
 _BATCH = 4096
-"""Notifications that are taken together at the most: a flood must not hold up the news."""
+"""Notifications that are taken together at the most, so that a flood of them is told in parts."""
 
 
 class FolderLostError(OSError):
@@ -28,23 +32,23 @@ class FolderLostError(OSError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Where to look."""
+    """What has changed."""
 
     names: frozenset[str] = frozenset()
     deleted: frozenset[str] = frozenset()
     """Those of `names` that were deleted: true even where the folder is gone as well."""
     everywhere: bool = False
-    """`names` may lack some."""
+    """Whether any other file of the folder may have changed too."""
 
 
 class FolderWatch:
-    """Owns the watch on one folder until the end of its ``with``.
+    """Watches one folder until the end of its ``with`` block.
 
-    The folder is watched as a path: where one of the links that it leads through turns,
-    or a directory above is moved, the folder is lost.
+    The folder is lost when a link that its path leads through points elsewhere, or a
+    directory above is moved.
 
-    It holds no descriptor of the folder: while anybody does, the kernel is silent
-    about its deletion.
+    The watch keeps no descriptor of the folder open: while any is open, the kernel does not
+    tell of the folder's deletion.
     """
 
     def __init__(self, path: str, root: str = "/") -> None:
@@ -76,13 +80,13 @@ class FolderWatch:
                 self._turning.add((number, name))
 
     def _add_if_allowed(self, directory: str, mask: Mask) -> int | None:
-        # A directory that may only be passed cannot be watched.
+        # A directory that may be passed but not read cannot be watched.
         with contextlib.suppress(PermissionError):
             return self._add(directory, mask)
         return None
 
     def _add(self, path: str, mask: Mask) -> int:
-        # One directory may be several steps of the way.
+        # MASK_ADD: the path may lead through one directory several times.
         return self._inotify.add_watch(path, mask | Mask.MASK_ADD).wd
 
     async def changed(self) -> Change:
@@ -97,9 +101,10 @@ class FolderWatch:
                 events.append(event)
             lost = next((n for n, event in enumerate(events) if self._leads_away(event)), None)
             if lost is not None:
-                # What happens in it afterwards, wherever it is, concerns nobody.
+                # What happens later in the folder that was lost does not count.
                 self._lost, events = True, events[:lost]
-            # Of a directory on the way nothing else is news; an overflow concerns all.
+            # Of the directories on the way only the loss counts. An event without a watch says that
+            # notifications were lost, and counts for all files.
             events = [e for e in events if e.watch is None or e.watch.wd == self._folder]
             last = {str(event.name): event.mask for event in events if self._is_news(event)}
             change = Change(
@@ -145,7 +150,7 @@ class FolderWatch:
             return False
         if not event.mask & Mask.CREATE:
             return True
-        # A new file is news when it was written; only a link is complete at once.
+        # A new file is reported when it was written; only a link is complete from the start.
         try:
             status = os.lstat(os.path.join(self._path, event.name))
         except OSError:
@@ -154,8 +159,8 @@ class FolderWatch:
 
 
 def _concerns_all(event: Event) -> bool:
-    # A renamed file is gone and there at once: seen under one name only, its content
-    # would seem lost. Kubelet's swap of a ConfigMap volume (`..data`) is a rename too.
+    # A renamed file has two names to look at, the old and the new. Kubelet's swap of a
+    # ConfigMap volume (`..data`) is a rename too.
     return bool(event.mask & (Mask.Q_OVERFLOW | Mask.MOVED_FROM))
 
 

@@ -1,4 +1,4 @@
-"""A path that leads through symbolic links, as the host sees it."""
+"""Following the symbolic links of a path on the host, whose root is elsewhere for the agent."""
 
 import errno
 import os
@@ -10,21 +10,21 @@ _MOST = 40
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """Where a path leads now."""
+    """What a path leads to now, and through what."""
 
     path: str
-    """Without links; what is there may be missing."""
+    """The path without links; there need not be anything at it."""
     links: tuple[tuple[str, str], ...]
-    """Those that it leads through: the directory, and the name in it."""
+    """The links on the way: for each the directory, and the link's name in it."""
     directories: tuple[str, ...]
-    """Those that it leads through, without the last one."""
+    """The directories on the way, without the last one."""
 
 
 def follow(path: str, root: str = "/") -> Followed:
     """Follow the links of `path`, which is below `root`, where the host's own root is.
 
     An absolute link leads to a place below `root` too: k3s has one at
-    ``/var/lib/rancher/k3s/data/current``. Raises ``OSError`` for too many.
+    ``/var/lib/rancher/k3s/data/current``. Raises ``OSError`` for too many links.
     """
     path = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
     root = os.path.normpath(root)

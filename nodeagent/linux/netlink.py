@@ -1,7 +1,7 @@
 """Plain netlink: requests, acknowledgments, dumps and attributes.
 
-By hand, because a dump through ``pyroute2.IPRoute`` costs 1.5 ms for its event loop
-and 10 MiB to import, and this one 0.04 ms. The layouts are in linux/netlink.h.
+Written by hand for speed: a dump takes 0.04 ms here, and 1.5 ms with ``pyroute2.IPRoute``,
+which takes 10 MiB to import. The layouts are in linux/netlink.h.
 """
 
 import errno
@@ -44,9 +44,10 @@ class Netlink:
     def dump(self, kind: int, body: bytes, *, most: int | None = None) -> list[bytes]:
         """Return the bodies of all answers to the dump request `kind`.
 
-        With `most` it ends after so many: a new socket is opened then, in the namespace of
-        the calling thread, and the rest is never made. A dump that was interrupted by a
-        change is taken again. Raises ``OSError``; EAGAIN where the changes never stop.
+        With `most` the dump ends after so many answers. The kernel then does not make the rest:
+        the socket is closed, and a new one opened in the calling thread's netns. A
+        dump during which something changed is repeated. Raises ``OSError``: EAGAIN where the
+        changes do not stop.
         """
         request = _message(kind, NLM_F_REQUEST | NLM_F_DUMP, body)
         for _ in range(_DUMP_ATTEMPTS):
@@ -68,14 +69,14 @@ class Netlink:
     def first(self, kind: int, body: bytes) -> bytes | None:
         """Return the body of the first answer to the dump request `kind`; None for none.
 
-        However much there would be, one part of it is made. The rest waits in the socket,
-        which is good for nothing else then. Raises ``OSError``.
+        The kernel makes one part of the dump, whatever its size. The rest stays in the socket,
+        which cannot be used for anything else then. Raises ``OSError``.
         """
         self._socket.send(_message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
         return next(self._answers())[1]
 
     def get(self, kind: int, body: bytes) -> bytes | None:
-        """Return the answer to the request `kind` for one thing; None where it is not there.
+        """Return the answer to the request `kind` for one object; None where there is none.
 
         Raises ``OSError``.
         """
@@ -123,7 +124,7 @@ class Netlink:
 
 def _open(protocol: int) -> socket.socket:
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-    # Without it the kernel ignores the filter of a route dump.
+    # Without this option the kernel ignores the filter of a route dump.
     made.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
     return made
 
@@ -134,7 +135,7 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 class MalformedError(OSError):
-    """An answer that ends too early, or lacks what it should have."""
+    """An answer that ends too early, or lacks an attribute."""
 
     def __init__(self) -> None:
         super().__init__(errno.EBADMSG, os.strerror(errno.EBADMSG))
@@ -165,7 +166,7 @@ class Attributes(dict[int, bytes]):
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:
-    # One request at a time on a socket of its own: nothing to tell apart by a sequence number.
+    # Each socket has one request at a time, so the sequence number can be 0.
     return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
 
 

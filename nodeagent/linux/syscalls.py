@@ -1,6 +1,6 @@
-"""The raw system calls that Python 3.11 does not offer.
+"""System calls that Python 3.11 does not have.
 
-Every function is one call to the kernel and raises ``OSError``, nothing else.
+Every function is one call, and raises ``OSError`` where the kernel refuses.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ def namespace_type(fd: int) -> int:
 def ask_socket(fd: int, level: int, option: int, question: bytes) -> bytes:
     """Return ``getsockopt``'s answer, as long as `question`, which the kernel reads first.
 
-    Python's own ``getsockopt`` has no place for a question.
+    Python's own ``getsockopt`` cannot pass anything to the kernel.
     """
     buffer = ctypes.create_string_buffer(question, len(question))
     size = ctypes.c_uint32(len(question))
@@ -48,10 +48,10 @@ def ask_socket(fd: int, level: int, option: int, question: bytes) -> bytes:
 
 
 def share_malloc_arena() -> None:
-    """Have all threads allocate from one arena; for before the first thread.
+    """Have all threads allocate from one arena; to be called before the first thread.
 
-    glibc gives each thread one of its own, and megabytes with it; ours wait for the
-    kernel, not for each other's memory.
+    glibc gives each thread an arena of its own, which takes megabytes. The agent's threads
+    wait for the kernel most of the time, so one arena does not slow them.
     """
     if hasattr(_libc, "mallopt"):  # musl has no arenas
         _libc.mallopt(_M_ARENA_MAX, 1)

@@ -1,4 +1,4 @@
-"""Sockets that the agent listens on: those of its own user, and those of the network."""
+"""Sockets that the agent listens on: Unix sockets of its own user, and TCP ports."""
 
 import asyncio
 import contextlib
@@ -13,27 +13,27 @@ import structlog
 log = structlog.get_logger()
 
 AT_ONCE = 8
-"""Connections that are accepted in one turn of the event loop: a flood of them leaves
-others their turns."""
+"""Connections that are accepted in one turn of the event loop, so that a flood of them does not
+keep the loop from other work."""
 _QUEUE = 1024
-"""Connections that the kernel keeps until they are accepted; it has its own bound."""
-_REST = 1.0
-"""Seconds until accepting is tried again, where there is no descriptor left."""
+"""Connections that the kernel keeps until they are accepted; net.core.somaxconn bounds it."""
+_PAUSE = 1.0
+"""Seconds until accepting is tried again, where no descriptor is left."""
 
 
 @contextlib.contextmanager
 def listening(path: str, kind: socket.SocketKind, *, setting: str) -> Iterator[socket.socket]:
     """Listen at `path`, mode 0600, non-blocking; the file goes at the end.
 
-    A socket that an earlier agent left there is replaced; at the end, one that a
-    newer agent has put in its place meanwhile stays. Raises ``OSError`` that names
+    A socket that an earlier agent left there is replaced. A socket that a newer agent has
+    put in its place stays at the end. Raises ``OSError`` that names
     the path and the `setting` that moves it.
     """
     with socket.socket(socket.AF_UNIX, kind) as listener:
         try:
             os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             _remove_stale(path)
-            # The mode of the unbound socket becomes its file's: it is never open to others.
+            # The file gets the mode of the unbound socket, and so is never open to other users.
             os.fchmod(listener.fileno(), 0o600)
             listener.bind(path)
             own = os.lstat(path)
@@ -101,7 +101,7 @@ def accepting(
 
 
 class _Acceptor:
-    """A callback, not ``loop.sock_accept``: a cancelled await could lose a connection."""
+    """Accepts in a callback, because a cancelled ``loop.sock_accept`` could lose a connection."""
 
     def __init__(
         self, listener: socket.socket, admit: Callable[[socket.socket], None], name: str
@@ -135,12 +135,13 @@ class _Acceptor:
             self._admit(connected)
 
     def _pause(self, error: OSError) -> None:
-        # Out of descriptors or memory: the listener would stay readable.
+        # Out of descriptors or memory. The listener stays readable, so that to go on would keep
+        # the loop busy.
         if not self._exhausted:
             self._log.error("cannot accept a connection; tries again", reason=error.strerror)
         self._exhausted = True
         self._loop.remove_reader(self._listener)
-        self._resumption = self._loop.call_later(_REST, self.start)
+        self._resumption = self._loop.call_later(_PAUSE, self.start)
 
 
 def _remove_stale(path: str) -> None:

@@ -25,8 +25,8 @@ from nodeagent.commands.check.node import (
 )
 from nodeagent.commands.check.places import (
     check_directories,
-    check_host_namespace,
-    check_namespace_mounts,
+    check_host_netns,
+    check_netns_mounts,
     check_procfs,
     check_zds_socket,
 )
@@ -238,8 +238,8 @@ def test_selinux_is_named_with_the_setting(
 
 async def test_namespace_of_the_host_is_entered(tmp_path: Path) -> None:
     """The host's namespace is tried, not only looked for; without procfs the mount is named."""
-    assert (await check_host_namespace(settings())).ok
-    check = await check_host_namespace(settings(host_prefix=str(tmp_path)))
+    assert (await check_host_netns(settings())).ok
+    check = await check_host_netns(settings(host_prefix=str(tmp_path)))
     assert not check.ok
     assert f"the host's /proc at {tmp_path}/proc" in check.remedy
 
@@ -257,12 +257,12 @@ def test_processes_are_seen_through_the_prefix(tmp_path: Path) -> None:
 def test_mounts_of_the_host_have_to_follow(tmp_path: Path) -> None:
     """L4: a private mount of /run never shows the namespaces of pods that start later."""
     inside = settings(host_prefix=str(tmp_path))
-    assert check_namespace_mounts(settings()) is None
-    nothing = check_namespace_mounts(inside)
+    assert check_netns_mounts(settings()) is None
+    nothing = check_netns_mounts(inside)
     with tmpfs(tmp_path / "var/run"):
-        private = check_namespace_mounts(inside)
+        private = check_netns_mounts(inside)
         subprocess.run(["mount", "--make-shared", tmp_path / "var/run"], check=True)
-        shared = check_namespace_mounts(inside)
+        shared = check_netns_mounts(inside)
         subprocess.run(["mount", "--make-private", tmp_path / "var/run"], check=True)
     assert nothing
     assert private

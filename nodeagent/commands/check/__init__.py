@@ -1,1 +1,1 @@
-"""`nodeagent check`: whether this node can do the job, told before anything goes wrong."""
+"""`nodeagent check`: what the node lacks for an agent, with the remedy."""

@@ -1,4 +1,4 @@
-"""The node's CNI directories: those of its container runtime, and what is to become of them."""
+"""Checks of the CNI directories: whether the container runtime reads them, where our entry goes."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ _ENTRY = {"type": "nodeagent"}
 
 
 async def check_chain(settings: Settings) -> list[Check]:
-    """The directories are those that the runtime reads, and our entry has a place there."""
+    """Check both; nothing where the plugin is not to be installed."""
     if settings.cni_net_dir is None:
         return []
     loading = await ask(endpoint=settings.container_runtime_endpoint, prefix=settings.host_prefix)
@@ -26,7 +26,7 @@ async def check_chain(settings: Settings) -> list[Check]:
 
 
 def check_chain_directories(settings: Settings, loading: Loading) -> Check:
-    """Those of the settings, compared with what the runtime says, or the distribution has."""
+    """The directories of the settings are those that the runtime, or the distribution, has."""
     name = "CNI directories"
     pairs = (
         ("CNI_NET_DIR", settings.cni_net_dir or "", (loading.conf_dir,)),
@@ -35,7 +35,7 @@ def check_chain_directories(settings: Settings, loading: Loading) -> Check:
     ours = " and ".join(own for _, own, _ in pairs)
     distribution = distributions.found(settings)
     if not loading.conf_dir:
-        # A difference proves nothing where nobody can be asked.
+        # The runtime does not say: a difference from the usual directories proves nothing.
         usual = f"; usual on {distribution.name}: {distribution.places}" if distribution else ""
         return good(name, f"{ours}{usual}; {loading.source}")
     wrong = [
@@ -58,7 +58,7 @@ def check_chain_directories(settings: Settings, loading: Loading) -> Check:
 
 
 def check_entry(settings: Settings, loading: Loading) -> Check:
-    """Where our entry goes, as the directory is now; nothing is written."""
+    """The directory as it is now has a place for our entry. Writes nothing."""
     name = "CNI chain"
     directory = follow(
         settings.on_host(settings.cni_net_dir or ""), settings.host_prefix or "/"

@@ -1,4 +1,4 @@
-"""What a check finds, and how it is shown."""
+"""The result of one check, and how results are printed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from nodeagent.log import printable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line of the answer; `remedy` says what to do where it is not `ok`."""
+    """The result of one check; `remedy` says what to do where it is not `ok`."""
 
     name: str
     ok: bool
@@ -17,17 +17,17 @@ class Check:
 
 
 def good(name: str, detail: str) -> Check:
-    """Nothing has to be done."""
+    """A check that has passed."""
     return Check(name=name, ok=True, detail=detail)
 
 
 def bad(name: str, detail: str, remedy: str) -> Check:
-    """The agent cannot do its work, or not all of it, before somebody does `remedy`."""
+    """A check that has failed: the agent cannot do all of its work before `remedy` is done."""
     return Check(name=name, ok=False, detail=detail, remedy=remedy)
 
 
 def lines(checks: Sequence[Check]) -> list[str]:
-    """One for each check, with what went wrong and the remedy on the same line."""
+    """One line for each check, with what is wrong and the remedy."""
     width = max((len(check.name) for check in checks), default=0)
     return [_line(check, width) for check in checks]
 

@@ -1,4 +1,4 @@
-"""The Kubernetes API, and whether it lets the agent do what it does."""
+"""Checks of the Kubernetes API: whether it answers, and grants what the agent needs."""
 
 import asyncio
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ class Permission:
 
 
 def permissions(settings: Settings) -> tuple[Permission, ...]:
-    """Each verb in use; `deploy/` grants these and no others."""
+    """What the agent asks of the API with these settings; `deploy/` grants no other permission."""
     reading = [
         Permission(verb=verb, resource=resource)
         for resource in ("pods", "namespaces")

@@ -1,4 +1,4 @@
-"""Where Kubernetes distributions have their CNI directories, when it is not the usual place."""
+"""Kubernetes distributions whose CNI directories are not in the usual places."""
 
 import os
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from nodeagent.config import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """One that differs; docs/cluster.md has the same table."""
+    """One distribution; docs/cluster.md has the same table."""
 
     name: str
     marker: str
@@ -50,7 +50,7 @@ DISTRIBUTIONS = (
 
 
 def found(settings: Settings) -> Distribution | None:
-    """Whose node this is, if it is one of those; None also where that cannot be seen."""
-    # Not mounted, but there for whoever may look into the host's processes.
+    """The distribution of this node, if it is one of these and can be recognized."""
+    # The marker need not be mounted: the host's root is also that of the host's PID 1.
     root = f"{settings.host_prefix}/proc/1/root" if settings.host_prefix else ""
     return next((each for each in DISTRIBUTIONS if os.path.isdir(root + each.marker)), None)

@@ -1,4 +1,4 @@
-"""What the kernel lets this process do."""
+"""Checks of what the kernel lets this process do: capabilities, rules, SELinux."""
 
 import contextlib
 import os
@@ -23,17 +23,17 @@ _SYS_PTRACE = {"SYS_PTRACE": 19}
 _DAC_OVERRIDE = {"DAC_OVERRIDE": 1}
 _DAC_READ_SEARCH = {"DAC_READ_SEARCH": 2}
 _LOCK = "/run/xtables.lock"
-"""Of iptables-legacy, where XTABLES_LOCKFILE names no other; see iptables(8)."""
+"""The lock of iptables-legacy, unless XTABLES_LOCKFILE names another; see iptables(8)."""
 LEGACY_TABLES = "/proc/self/net/ip_tables_names"
-"""There on kernels in which somebody may have tables of iptables-legacy."""
+"""Exists on kernels in which there can be tables of iptables-legacy."""
 _CONFINED_TYPES = ("container_t", "container_init_t", "svirt_lxc_net_t")
-"""SELinux gives them to containers, and the host's sockets to none of them."""
+"""SELinux types of containers, none of which may use the host's sockets."""
 
 
 def check_capabilities(
     settings: Settings, status: str = "/proc/self/status", tables: str = LEGACY_TABLES
 ) -> Check:
-    """Those that the settings, and what an earlier agent may have left here, need are effective."""
+    """The process has the capabilities that the settings and possible leftovers need."""
     needed = _NET_ADMIN | _SYS_ADMIN
     legacy = os.path.exists(tables)
     if settings.pod_manifests is None:
@@ -56,12 +56,12 @@ def check_capabilities(
 
 
 def check_legacy_lock(settings: Settings, tables: str = LEGACY_TABLES) -> Check | None:
-    """The lock of iptables-legacy can be taken; None where nobody has such tables."""
+    """The lock of iptables-legacy can be taken; None where there can be no such tables."""
     if settings.native_nftables and not os.path.exists(tables):
         return None
     name, path = "iptables lock", os.environ.get("XTABLES_LOCKFILE", _LOCK)
     try:
-        # A lock that is made for a check could not be taken away again: somebody may hold it.
+        # A lock file that this check made could not be deleted again: somebody may hold it.
         if os.path.exists(path):
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         else:
@@ -77,7 +77,7 @@ def check_legacy_lock(settings: Settings, tables: str = LEGACY_TABLES) -> Check 
 
 
 def check_rules(settings: Settings) -> Check:
-    """A pod's rules can be written, and stand, in a namespace made for that."""
+    """A pod's rules can be installed and read back, in a netns that is made for the check."""
     spec, _ = RedirectDefaults.from_settings(settings).of(_NO_POD)
 
     def attempt() -> str:
@@ -102,7 +102,7 @@ def check_rules(settings: Settings) -> Check:
 def check_selinux(
     attributes: str = "/proc/self/attr/current", policy: str = "/sys/fs/selinux"
 ) -> Check:
-    """L22: a confined type is what "permission denied" on a socket of the host's means."""
+    """The process is not confined by SELinux, which shows as "permission denied" only (L22)."""
     context = _read(attributes).rstrip("\0\n").split(":")
     # Only SELinux's own labels have user, role, type and level.
     if len(context) < 4:

@@ -1,4 +1,4 @@
-"""The host's files, directories and sockets, as this process sees them."""
+"""Checks of the host's files, directories and sockets, as this process sees them."""
 
 import contextlib
 import os
@@ -18,14 +18,14 @@ from nodeagent.netns.threads import NetnsThreads
 _PEER = struct.Struct("3i")  # struct ucred, see unix(7)
 
 
-async def check_host_namespace(settings: Settings) -> Check:
-    """The host's network namespace, where health probes come from, can be entered."""
+async def check_host_netns(settings: Settings) -> Check:
+    """The host's netns, from which health probes come, can be entered."""
     name = "host namespace"
     path = settings.host_netns or (
         f"{settings.host_prefix}/proc/1/ns/net" if settings.host_prefix else "/proc/self/ns/net"
     )
     try:
-        namespace = Netns.open(path)
+        netns = Netns.open(path)
     except PermissionError as error:
         return bad(
             name,
@@ -37,9 +37,9 @@ async def check_host_namespace(settings: Settings) -> Check:
         return bad(
             name, f"{path}: {error.strerror or error}", _mount(settings.on_host("/proc"), settings)
         )
-    with namespace, contextlib.closing(NetnsThreads(1)) as threads:
+    with netns, contextlib.closing(NetnsThreads(1)) as threads:
         try:
-            await threads.run(namespace, lambda: None)
+            await threads.run(netns, lambda: None)
         except OSError as error:
             return bad(
                 name,
@@ -47,11 +47,11 @@ async def check_host_namespace(settings: Settings) -> Check:
                 "the capability SYS_ADMIN, and a seccomp profile that permits setns "
                 "(RuntimeDefault does)",
             )
-        return good(name, f"{namespace.id}, by {path}")
+        return good(name, f"{netns.id}, by {path}")
 
 
 def check_procfs(settings: Settings) -> Check:
-    """Processes of the host are seen, not only those of a container."""
+    """The processes of the host can be seen, not only those of a container."""
     name, path = "procfs", f"{settings.host_prefix}/proc"
     try:
         processes = sum(entry.isdigit() for entry in os.listdir(path))
@@ -62,10 +62,8 @@ def check_procfs(settings: Settings) -> Check:
     return good(name, f"{processes} processes in {path}")
 
 
-def check_namespace_mounts(
-    settings: Settings, mountinfo: str = "/proc/self/mountinfo"
-) -> Check | None:
-    """Namespaces that a runtime mounts later are going to be seen; None on a bare host."""
+def check_netns_mounts(settings: Settings, mountinfo: str = "/proc/self/mountinfo") -> Check | None:
+    """A netns that a runtime mounts later can be seen; None on a bare host."""
     if not settings.host_prefix:
         return None
     name, path = "netns mounts", settings.on_host("/var/run/netns")
@@ -80,7 +78,7 @@ def check_namespace_mounts(
 
 
 def check_directories(settings: Settings) -> list[Check]:
-    """Those that the agent writes to."""
+    """The directories that the agent writes to."""
     wanted = [("ZDS directory", os.path.dirname(settings.ztunnel_uds_address))]
     wanted.append(("agent directory", settings.cni_agent_run_dir))
     if settings.cni_net_dir is not None:
@@ -90,7 +88,7 @@ def check_directories(settings: Settings) -> list[Check]:
 
 
 def check_zds_socket(settings: Settings) -> Check:
-    """Who listens for ztunnel now, if anybody: two agents would take it from each other."""
+    """The socket for ztunnel can be used; says who listens there now, if anybody."""
     name, path = "ZDS socket", settings.ztunnel_uds_address
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -118,10 +116,10 @@ def check_zds_socket(settings: Settings) -> Check:
 
 def _check_directory(name: str, path: str, settings: Settings) -> Check:
     path = follow(path, settings.host_prefix or "/").path
-    # A directory that is not there yet is made by the agent, if it may.
+    # The agent makes a directory that is not there yet, so its parent counts.
     place = next(parent for parent in _upwards(path) if os.path.lexists(parent))
     try:
-        # Only writing tells: of read-only mounts, SELinux and full disks, modes say nothing.
+        # A file is written, because modes tell nothing of read-only mounts, SELinux and full disks.
         with tempfile.NamedTemporaryFile(dir=place, prefix=".nodeagent-check-") as file:
             file.write(b"x")
             file.flush()
@@ -141,7 +139,7 @@ def _upwards(path: str) -> Iterator[str]:
 
 
 def _covering(path: str, mountinfo: str) -> tuple[str, bool] | None:
-    """The mount below the prefix that `path` is on, and whether it follows the host's."""
+    """The mount that `path` is on, if it is not the root, and whether host mounts come into it."""
     best: tuple[str, bool] | None = None
     with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:

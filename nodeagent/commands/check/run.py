@@ -17,8 +17,8 @@ from nodeagent.commands.check.node import (
 )
 from nodeagent.commands.check.places import (
     check_directories,
-    check_host_namespace,
-    check_namespace_mounts,
+    check_host_netns,
+    check_netns_mounts,
     check_procfs,
     check_zds_socket,
 )
@@ -32,7 +32,7 @@ def main(_: argparse.Namespace, settings: Settings) -> int:
 
 
 async def run_checks(settings: Settings) -> list[Check]:
-    """Try what the agent is going to need; nothing is left behind.
+    """Try what the agent is going to need, and leave nothing behind.
 
     Pods from a folder of manifests need neither a runtime nor a cluster.
     """
@@ -41,11 +41,11 @@ async def run_checks(settings: Settings) -> list[Check]:
         *filter(None, [check_legacy_lock(settings)]),
         check_selinux(),
         await asyncio.to_thread(check_rules, settings),
-        await check_host_namespace(settings),
+        await check_host_netns(settings),
     ]
     if settings.pod_manifests is None:
         checks.append(check_procfs(settings))
-        if mounts := check_namespace_mounts(settings):
+        if mounts := check_netns_mounts(settings):
             checks.append(mounts)
         checks.append(await check_runtime(settings))
     checks += check_directories(settings)

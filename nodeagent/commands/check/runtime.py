@@ -1,4 +1,4 @@
-"""The container runtime, which knows pods' network namespaces."""
+"""Check of the container runtime, which knows pods' network namespaces."""
 
 from nodeagent.commands.check.check import Check, bad, good
 from nodeagent.config import Settings
@@ -8,7 +8,7 @@ _NAME = "container runtime"
 
 
 async def check_runtime(settings: Settings) -> Check:
-    """Its socket is there, and it speaks CRI."""
+    """The runtime's socket is there, and answers over CRI."""
     runtime = ContainerRuntime(
         endpoint=settings.container_runtime_endpoint, prefix=settings.host_prefix
     )
