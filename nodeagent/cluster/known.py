@@ -7,10 +7,9 @@ object decides which news is the newer.
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from nodeagent.cluster import projection
-from nodeagent.cluster.projection import ProjectionError, Raw
+from nodeagent.cluster.projection import ProjectionError, Raw, version_number
 
 T = TypeVar("T")
 
@@ -90,7 +89,7 @@ class Known(Generic[T]):
             self._questions.remove(question)
         if raw is None:
             return None
-        key, value, version = self._key(raw), self._project(raw), number(raw)
+        key, value, version = self._key(raw), self._project(raw), version_number(raw)
         if (heard := question.heard.get(key)) is not None and heard >= version:
             return (self._values[key] or value) if key in self._values else None
         # The value is not noted: the caller has it, but older news of the object may be on
@@ -161,25 +160,3 @@ class Known(Generic[T]):
         if key not in self._odd or (key and self._odd[key] != reason):
             self._odd[key] = reason
             self._passed_over(key, reason, ours)
-
-
-def version_of(raw: Any) -> str:
-    """The resource version of an object or a list; "" where it has none."""
-    try:
-        return projection.version(raw)
-    except ProjectionError:
-        return ""
-
-
-def number(raw: Any) -> int:
-    """The version of an object as a number: see `as_number`."""
-    return as_number(version_of(raw))
-
-
-def as_number(version: str) -> int:
-    """The version as a number: of two states of an object the later has the greater one.
-
-    The API reference has allowed that since Kubernetes 1.35, of etcd's revisions, which they
-    are everywhere. 0 for anything else: then the watch and the lists are right, always.
-    """
-    return int(version) if version.isascii() and version.isdecimal() else 0

@@ -25,9 +25,9 @@ from nodeagent.cluster.api import (
     SilenceError,
     status_error,
 )
-from nodeagent.cluster.known import Found, Gone, Known, Seen, as_number, number, version_of
+from nodeagent.cluster.known import Found, Gone, Known, Seen
 from nodeagent.cluster.object_list import ObjectList
-from nodeagent.cluster.projection import Raw
+from nodeagent.cluster.projection import Raw, as_number, version_number, version_of
 from nodeagent.mesh.backoff import Backoff
 
 log = structlog.get_logger()
@@ -198,7 +198,7 @@ class ListWatch(Generic[T]):
                 async for raw in page.objects():
                     if (read := self._known.read(raw)) is not None:
                         key, value = read
-                        found[key] = Found(value, number(raw))
+                        found[key] = Found(value, version_number(raw))
             if not page.following:
                 break
             # The first page's version holds for all of them.
@@ -230,8 +230,8 @@ class ListWatch(Generic[T]):
             return None
         key, value = read
         if kind == "DELETED":
-            return self._known.deleted(key, number(raw))
-        return self._known.exists(key, value, number(raw))
+            return self._known.deleted(key, version_number(raw))
+        return self._known.exists(key, value, version_number(raw))
 
     def _passed_over(self, key: str, reason: str, ours: bool) -> None:
         self._log.warning("object passed over", key=key, reason=reason, exc_info=ours)

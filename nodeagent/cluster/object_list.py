@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from nodeagent.cluster.api import MAX_OBJECT, GarbledError
-from nodeagent.cluster.known import version_of
+from nodeagent.cluster.projection import version_of
 
 _BETWEEN_TURNS = 64 << 10
 """Characters that are parsed before others have their turn: a millisecond's work."""
