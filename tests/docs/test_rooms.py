@@ -48,7 +48,6 @@ _ALSO = {
     "tests/netfilter/test_nft_batch.py": "layout nft_state scratch",
     "tests/netfilter/test_readers.py": "iptables_legacy iptables_save nfnetlink nft_state",
     "tests/netns/test_finding_live.py": "verify",
-    "tests/netns/test_lanes.py": "costs threads",
     "tests/netns/test_netns.py": "addresses annotated verify",
     "tests/probes/test_histories.py": "host_probes nft_table",
     "tests/probes/test_host_probes.py": "backend nft_backend rules",
