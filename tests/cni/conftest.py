@@ -1,17 +1,30 @@
-"""The binary, built from the sources that stand. Needs: ziglang, and gcc with its sanitizers."""
+"""The binary, built from its sources, and chains with it.
+
+Needs: ziglang, and gcc with its sanitizers.
+"""
 
 import platform
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nodeagent.cni.shim import build
 from tests.cni import libcni as driver
-from tests.cni.chains import EchoingAgent
+from tests.cni.chains import EchoingAgent, chain_of
 from tests.cni.libcni import Libcni
 from tests.cni.shim_process import ModelAgent, build_shim
+
+FIXED = """#!/bin/sh
+# A plugin for the first place in the chain, of any version.
+input=$(cat)
+case "$CNI_COMMAND" in
+ADD) echo '{"cniVersion":"%(version)s","ips":[{%(family)s"address":"10.0.0.7/24"}],"dns":{}}' ;;
+VERSION) echo '{"cniVersion":"%(version)s","supportedVersions":["%(version)s"]}' ;;
+esac
+"""
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +86,17 @@ def plugins(shim: Path, tmp_path: Path) -> Path:
     directory.mkdir()
     shutil.copy2(shim, directory / "nodeagent")
     return directory
+
+
+@pytest.fixture
+def fixed(plugins: Path) -> Callable[[str, Path], dict[str, Any]]:
+    """Make a chain that starts with a plugin whose result is always the same."""
+
+    def make(version: str, socket: Path) -> dict[str, Any]:
+        family = '"version":"4",' if version.startswith("0") else ""
+        plugin = plugins / "fixed"
+        plugin.write_text(FIXED % {"version": version, "family": family})
+        plugin.chmod(0o755)
+        return chain_of(version, socket, {"type": "fixed"})
+
+    return make

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from unittest import mock
@@ -18,8 +18,12 @@ from nodeagent.cni.server import serve_plugin
 from nodeagent.mesh.eligibility import Policy
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Namespace, Pod
-from tests.eventually import PATIENCE
+from tests.eventually import PATIENCE, eventually
 from tests.mesh.node import Bench, Node, bench
+from tests.mesh.pods import SHOP, a_pod
+
+TRY_AGAIN = 11
+DIFFERS = 100
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -158,6 +162,31 @@ class Runtime:
 
     async def delete(self, **changes: Any) -> Reply:
         return await self.call("DEL", **changes)
+
+
+def known(runtime: Runtime, uid: str = "1", **changes: object) -> None:
+    """Let the watch tell of a mesh pod that has no address yet."""
+    runtime.on.table.namespace_seen(SHOP)
+    runtime.on.table.pod_seen(replace(a_pod(uid, addresses=()), **changes))  # type: ignore[arg-type]
+
+
+async def until_handed_over(runtime: Runtime, container: str = "c1", uid: str = "1") -> None:
+    """Wait until the pod's workload has the sandbox of `container`."""
+
+    def handed_over() -> bool:
+        sandbox = runtime.on.workload(uid).sandbox
+        return sandbox is not None and sandbox.container_id == container
+
+    await eventually(handed_over)
+
+
+def istio_request(address: str = "10.0.0.1", **changes: object) -> bytes:
+    """Make what Istio's plugin posts for an ADD."""
+    ips = [
+        {"Interface": 0, "Address": {"IP": address, "Mask": "////AA=="}, "Gateway": "10.0.0.254"}
+    ]
+    request = {"Netns": "/run/netns/1", "PodName": "web", "PodNamespace": "shop", "IPs": ips}
+    return json.dumps({**request, **changes}).encode()
 
 
 def connected(path: str) -> socket.socket:

@@ -70,11 +70,13 @@ async def run(
     return Finished(process.returncode, stdout)
 
 
-async def start(binary: Path, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
-    """Start the binary with pipes for all three of its streams."""
+async def start(
+    binary: Path, environment: Mapping[str, str], stdout: int = asyncio.subprocess.PIPE
+) -> asyncio.subprocess.Process:
+    """Start the binary with pipes for its streams; `stdout` may be a descriptor instead."""
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
-        binary, stdin=pipe, stdout=pipe, stderr=pipe, env=environment
+        binary, stdin=pipe, stdout=stdout, stderr=pipe, env=environment
     )
 
 

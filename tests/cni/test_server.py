@@ -13,10 +13,12 @@ from nodeagent.mesh.dependencies import Inspection
 from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Namespace, Pod, PodUID
 from nodeagent.mesh.progress import State
 from tests.cni.container_runtime import (
-    Runtime,
+    TRY_AGAIN,
     body,
     descriptors_are_given_back,
+    known,
     serving,
+    until_handed_over,
 )
 from tests.eventually import eventually
 from tests.mesh.node import Held, Node
@@ -24,22 +26,7 @@ from tests.mesh.pods import AMBIENT, SHOP, a_pod
 
 pytestmark = pytest.mark.virtual_time
 
-TRY_AGAIN = 11
 STARTING = a_pod(addresses=())
-
-
-def known(runtime: Runtime, uid: str = "1", **changes: object) -> None:
-    """Let the watch tell of a mesh pod that has no address yet."""
-    runtime.on.table.namespace_seen(SHOP)
-    runtime.on.table.pod_seen(replace(a_pod(uid, addresses=()), **changes))  # type: ignore[arg-type]
-
-
-async def until_handed_over(runtime: Runtime, container: str = "c1", uid: str = "1") -> None:
-    def handed_over() -> bool:
-        sandbox = runtime.on.workload(uid).sandbox
-        return sandbox is not None and sandbox.container_id == container
-
-    await eventually(handed_over)
 
 
 async def test_mesh_pod_goes_on_when_it_is_accepted(tmp_path: Path) -> None:

@@ -11,14 +11,10 @@ from typing import Any
 import pytest
 
 from tests.cni.chains import VERSIONS, WITH_CHECK, WITH_STATUS, attachment_of
-from tests.cni.container_runtime import serving
+from tests.cni.container_runtime import known, serving
 from tests.cni.libcni import CniError, Libcni
-from tests.cni.test_server import known
-from tests.cni.test_shim_conformance import fixed
 from tests.eventually import eventually
 from tests.mesh.node import Node
-
-__all__ = ["fixed"]
 
 WEB = {"K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "web", "K8S_POD_UID": "1"}
 

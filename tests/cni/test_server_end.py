@@ -11,15 +11,23 @@ import structlog
 from nodeagent.cni import server
 from nodeagent.mesh.pod import PodUID
 from nodeagent.mesh.progress import State
-from tests.cni.container_runtime import Reply, Runtime, body, connected, serving
-from tests.cni.test_server import TRY_AGAIN, known, until_handed_over
+from tests.cni.container_runtime import (
+    DIFFERS,
+    TRY_AGAIN,
+    Reply,
+    Runtime,
+    body,
+    connected,
+    istio_request,
+    known,
+    serving,
+    until_handed_over,
+)
 from tests.eventually import PATIENCE, eventually
 from tests.mesh.node import Node
 from tests.mesh.pods import SHOP, a_pod
 
 pytestmark = pytest.mark.virtual_time
-
-DIFFERS = 100
 
 
 async def added(runtime: Runtime, uid: str = "1", **changes: Any) -> None:
@@ -347,14 +355,6 @@ async def test_stopping_does_not_wait_for_what_waits(tmp_path: Path) -> None:
     with pytest.raises(json.JSONDecodeError):
         _ = (await adding).code
     assert asyncio.get_running_loop().time() - stopped_from < 2
-
-
-def istio_request(address: str = "10.0.0.1", **changes: object) -> bytes:
-    ips = [
-        {"Interface": 0, "Address": {"IP": address, "Mask": "////AA=="}, "Gateway": "10.0.0.254"}
-    ]
-    request = {"Netns": "/run/netns/1", "PodName": "web", "PodNamespace": "shop", "IPs": ips}
-    return json.dumps({**request, **changes}).encode()
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1"])

@@ -13,10 +13,8 @@ import pytest
 
 from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Pod, PodUID
 from nodeagent.mesh.progress import State
-from tests.cni.container_runtime import Runtime, serving
+from tests.cni.container_runtime import DIFFERS, Runtime, istio_request, known, serving
 from tests.cni.shim_process import configuration, run
-from tests.cni.test_server import known
-from tests.cni.test_server_end import DIFFERS, istio_request
 from tests.eventually import eventually
 from tests.mesh.pods import a_pod
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -119,10 +120,11 @@ async def test_version_without_a_configuration(checked_shim: Path, stdin: bytes)
 
 async def test_reader_that_has_gone(checked_shim: Path, model_agent: ModelAgent) -> None:
     """A result that nobody reads is a failure, not death by a signal."""
-    process = await start(checked_shim, {"CNI_COMMAND": "ADD"})
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = await start(checked_shim, {"CNI_COMMAND": "ADD"}, stdout=writer)
+    os.close(writer)
     assert process.stdin is not None
-    transport = process._transport  # type: ignore[attr-defined]
-    transport.get_pipe_transport(1).close()
     process.stdin.write(configuration(model_agent.socket))
     process.stdin.close()
     assert await process.wait() == 1

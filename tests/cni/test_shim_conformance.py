@@ -18,33 +18,9 @@ from tests.cni.chains import (
     WITH_STATUS,
     EchoingAgent,
     attachment_of,
-    chain_of,
 )
 from tests.cni.libcni import CniError, Libcni
 from tests.cni.shim_process import ModelAgent
-
-FIXED = """#!/bin/sh
-# A plugin for the first place in the chain, of any version.
-input=$(cat)
-case "$CNI_COMMAND" in
-ADD) echo '{"cniVersion":"%(version)s","ips":[{%(family)s"address":"10.0.0.7/24"}],"dns":{}}' ;;
-VERSION) echo '{"cniVersion":"%(version)s","supportedVersions":["%(version)s"]}' ;;
-esac
-"""
-
-
-@pytest.fixture
-def fixed(plugins: Path) -> Callable[[str, Path], dict[str, Any]]:
-    """Make a chain that starts with a plugin whose result is always the same."""
-
-    def make(version: str, socket: Path) -> dict[str, Any]:
-        family = '"version":"4",' if version.startswith("0") else ""
-        plugin = plugins / "fixed"
-        plugin.write_text(FIXED % {"version": version, "family": family})
-        plugin.chmod(0o755)
-        return chain_of(version, socket, {"type": "fixed"})
-
-    return make
 
 
 @pytest.mark.parametrize("version", VERSIONS)

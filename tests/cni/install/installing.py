@@ -18,6 +18,9 @@ from tests.eventually import PATIENCE, eventually
 
 CORPUS = Path(__file__).parent / "corpus"
 OWN = "02-istio-cni.conflist"
+"""Our own file."""
+FLANNEL = "10-flannel.conflist"
+"""A primary configuration of the corpus: flannel and portmap."""
 ENTRY = {
     "type": "nodeagent",
     "socket": "/var/run/istio-cni/pluginevent.sock",

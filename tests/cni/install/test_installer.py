@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +16,18 @@ from nodeagent.cni.install import repair
 from nodeagent.cni.install.loading import Loading
 from nodeagent.cni.install.plan import plan
 from nodeagent.cni.install.reverting import RepairThrottle
-from tests.cni.install.installing import CORPUS, CRIO, ENTRY, OWN, Node, installed, put, said
+from tests.cni.install.installing import (
+    CORPUS,
+    CRIO,
+    ENTRY,
+    FLANNEL,
+    OWN,
+    Node,
+    installed,
+    put,
+    said,
+)
 from tests.eventually import PATIENCE, eventually
-
-FLANNEL = "10-flannel.conflist"
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node(tmp_path)
 
 
 async def test_binary_and_own_file(node: Node) -> None:

@@ -14,6 +14,7 @@ from nodeagent.cni.install import confdir
 from nodeagent.cni.install.binary import NoBinaryError, packaged_binary
 from tests.cni.install.installing import (
     CORPUS,
+    FLANNEL,
     OWN,
     Node,
     installed,
@@ -23,13 +24,6 @@ from tests.cni.install.installing import (
     said,
 )
 from tests.eventually import eventually
-
-FLANNEL = "10-flannel.conflist"
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node(tmp_path)
 
 
 def fill(directory: Path) -> None:

@@ -11,14 +11,16 @@ import pytest
 from nodeagent.cni.install import confdir
 from nodeagent.cni.install.directory import Directory
 from nodeagent.cni.install.uninstall import Report, uninstall
-from tests.cni.install.installing import CORPUS, OWN, Node, installed, mounted, put, remount
-
-FLANNEL = "10-flannel.conflist"
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node(tmp_path)
+from tests.cni.install.installing import (
+    CORPUS,
+    FLANNEL,
+    OWN,
+    Node,
+    installed,
+    mounted,
+    put,
+    remount,
+)
 
 
 def uninstalled(node: Node) -> Report:
