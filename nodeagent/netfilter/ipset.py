@@ -18,10 +18,18 @@ from typing import Self
 from nodeagent.linux.netlink import NLM_F_EXCL, Netlink, attribute, attributes
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.netfilter.errors import RulesError, explain, wrap_oserror
+from nodeagent.netfilter.nfnetlink import (
+    HEADER_SIZE,
+    NETLINK_NETFILTER,
+    NFNL_SUBSYS_IPSET,
+    NFPROTO_UNSPEC,
+    NLA_F_NESTED,
+    NLA_F_NET_BYTEORDER,
+    header,
+    name_attribute,
+)
 
-# linux/netfilter/ipset/ip_set.h and nfnetlink.h
-_NETLINK_NETFILTER = 12
-_SUBSYSTEM = 6 << 8
+# linux/netfilter/ipset/ip_set.h: IPSET_CMD_…, IPSET_ATTR_…, IPSET_FLAG_…
 _CREATE, _DESTROY, _LIST, _ADD, _DELETE = 2, 3, 7, 9, 10
 _PROTOCOL, _NAME, _TYPE, _REVISION, _FAMILY, _FLAGS, _DATA, _ELEMENTS = range(1, 9)
 _IP, _COMMENT = 1, 26
@@ -29,9 +37,6 @@ _TIMEOUT, _CREATE_FLAGS, _MAX_ELEMENTS, _NETMASK = 6, 8, 19, 20
 _COUNT = 24
 _LIST_HEADER = 1 << 2
 _WITH_COMMENT = struct.pack("!I", 1 << 4)
-_NESTED = 0x8000
-_BIG_ENDIAN = 0x4000
-_HEADER = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)  # ipset ignores the family in it
 _KEY_SIZES = {4, 16}
 
 # Of both: the lowest that kernels still take and the first that can have comments,
@@ -72,14 +77,14 @@ class Ipsets:
 
     def __init__(self) -> None:
         with wrap_oserror("open a netfilter socket"):
-            self._netlink = Netlink(_NETLINK_NETFILTER)
+            self._netlink = Netlink(NETLINK_NETFILTER)
 
     def header(self, name: str) -> Header | None:
         """Look at a set; None where there is none, also for want of ipsets in the kernel."""
-        flags = attribute(_FLAGS | _BIG_ENDIAN, struct.pack("!I", _LIST_HEADER))
+        flags = attribute(_FLAGS | NLA_F_NET_BYTEORDER, struct.pack("!I", _LIST_HEADER))
         with wrap_oserror(f"look at ipset {name}"):
             try:
-                bodies = self._netlink.dump(_SUBSYSTEM | _LIST, _named(name) + flags)
+                bodies = self._netlink.dump(_command(_LIST), _named(name) + flags)
             except OSError as error:
                 if error.errno in {errno.ENOENT, errno.EINVAL}:
                     return None
@@ -103,39 +108,39 @@ class Ipsets:
         if header is None or header.type != _HASH_IP:
             return {}
         with wrap_oserror(f"read ipset {name}"):
-            bodies = self._netlink.dump(_SUBSYSTEM | _LIST, _named(name))
+            bodies = self._netlink.dump(_command(_LIST), _named(name))
         return dict(element for body in bodies for element in _elements(body))
 
     def create(self, name: str, version: int) -> None:
         """Make an empty set for addresses of IP `version`, with comments, where there is none."""
         body = (
-            attribute(_TYPE, _HASH_IP.encode() + b"\0")
+            name_attribute(_TYPE, _HASH_IP)
             + attribute(_REVISION, bytes([_OUR_REVISION]))
             + attribute(_FAMILY, bytes([_FAMILIES[version]]))
             + attribute(
-                _DATA | _NESTED,
-                attribute(_CREATE_FLAGS | _BIG_ENDIAN, _WITH_COMMENT)
-                + attribute(_MAX_ELEMENTS | _BIG_ENDIAN, struct.pack("!I", _MOST_ELEMENTS)),
+                _DATA | NLA_F_NESTED,
+                attribute(_CREATE_FLAGS | NLA_F_NET_BYTEORDER, _WITH_COMMENT)
+                + attribute(_MAX_ELEMENTS | NLA_F_NET_BYTEORDER, struct.pack("!I", _MOST_ELEMENTS)),
             )
         )
         with _explained(f"make ipset {name}"):
-            self._netlink.request(_SUBSYSTEM | _CREATE, NLM_F_EXCL, _named(name) + body)
+            self._netlink.request(_command(_CREATE), NLM_F_EXCL, _named(name) + body)
 
     def destroy(self, name: str) -> None:
         """Remove a set that no rule uses, with everything in it."""
         with _explained(f"remove ipset {name}"):
-            self._netlink.request(_SUBSYSTEM | _DESTROY, 0, _named(name))
+            self._netlink.request(_command(_DESTROY), 0, _named(name))
 
     def add(self, name: str, address: IPAddress, comment: str) -> None:
         """Have `address` in a set with this comment, whether it is in the set already or not."""
-        comments = attribute(_COMMENT, comment.encode() + b"\0")
+        comments = name_attribute(_COMMENT, comment)
         with _explained(f"add {address} to ipset {name}"):
-            self._netlink.request(_SUBSYSTEM | _ADD, 0, _named(name) + _element(address, comments))
+            self._netlink.request(_command(_ADD), 0, _named(name) + _element(address, comments))
 
     def delete(self, name: str, address: IPAddress) -> None:
         """Take `address` out of a set, if it is in the set."""
         with _explained(f"take {address} out of ipset {name}"):
-            self._netlink.request(_SUBSYSTEM | _DELETE, 0, _named(name) + _element(address))
+            self._netlink.request(_command(_DELETE), 0, _named(name) + _element(address))
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
@@ -153,18 +158,22 @@ class Ipsets:
         self.close()
 
 
+def _command(number: int) -> int:
+    return NFNL_SUBSYS_IPSET << 8 | number
+
+
 def _named(name: str) -> bytes:
     return (
-        _HEADER
+        header(NFPROTO_UNSPEC)  # ipset ignores the family in it
         + attribute(_PROTOCOL, bytes([_OUR_PROTOCOL]))
-        + attribute(_NAME, name.encode() + b"\0")
+        + name_attribute(_NAME, name)
     )
 
 
 def _element(address: IPAddress, comment: bytes = b"") -> bytes:
     kind = {4: 1, 6: 2}[address.version]  # IPSET_ATTR_IPADDR_IPV4 and _IPV6
-    key = attribute(_IP | _NESTED, attribute(kind | _BIG_ENDIAN, address.packed))
-    return attribute(_DATA | _NESTED, key + comment)
+    key = attribute(_IP | NLA_F_NESTED, attribute(kind | NLA_F_NET_BYTEORDER, address.packed))
+    return attribute(_DATA | NLA_F_NESTED, key + comment)
 
 
 def _elements(body: bytes) -> Iterator[tuple[IPAddress, str]]:
@@ -187,7 +196,7 @@ def _explained(action: str) -> Iterator[None]:
 
 
 def _attributes(body: bytes) -> dict[int, bytes]:
-    return dict(attributes(body[len(_HEADER) :]))
+    return dict(attributes(body[HEADER_SIZE:]))
 
 
 def _text(payload: bytes) -> str:

@@ -42,9 +42,9 @@ Layout = Mapping[str, object]
 
 _FAMILIES = {family.value.version: family for family in Family}
 
-# Listings are this many times further apart than they take, 5 % of a core: many pods ask
-# within a second.
-_PAUSE = 20
+LISTING_PAUSE = 20
+"""Listings are this many times further apart than they take, 5 % of a core: many pods may be
+looked at within a second."""
 _LONGEST_PAUSE = 5.0
 """Seconds: on an overloaded node, the time that a listing takes says little about work."""
 _V6_RETRY_AFTER = 60.0
@@ -89,7 +89,7 @@ class IptablesProbeBackend:
         if drift:
             self._write(chains, desired, claims)
         ended = time.monotonic()
-        self._next_listing = ended + min(_PAUSE * (ended - begun), _LONGEST_PAUSE)
+        self._next_listing = ended + min(LISTING_PAUSE * (ended - begun), _LONGEST_PAUSE)
         return Repair(drift)
 
     def owner(self, address: IPAddress) -> str | None:

@@ -47,7 +47,7 @@ COMMIT
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains are looked at every time."""
-    monkeypatch.setattr(iptables_backend, "_PAUSE", 0)
+    monkeypatch.setattr(iptables_backend, "LISTING_PAUSE", 0)
 
 
 @pytest.fixture(params=Variant)
@@ -246,7 +246,7 @@ async def test_many_pods_share_a_look_at_the_chains(
         return save(variant, family)
 
     await probes.start()
-    monkeypatch.setattr(iptables_backend, "_PAUSE", 10_000)
+    monkeypatch.setattr(iptables_backend, "LISTING_PAUSE", 10_000)
     await probes.start()
     monkeypatch.setattr(iptables_rules, "save", noted)
     await asyncio.gather(*(probes.ensure(enrolled(f"uid-{n}", f"10.3.0.{n}")) for n in range(100)))
@@ -334,7 +334,7 @@ async def test_a_kernel_without_ipsets(
 ) -> None:
     """The missing feature is named, and there is nothing to uninstall."""
     # A number that no part of the kernel answers to is what ipsets are there.
-    monkeypatch.setattr(ipset, "_SUBSYSTEM", 15 << 8)
+    monkeypatch.setattr(ipset, "NFNL_SUBSYS_IPSET", 15)
     iptables_backend.reference.cache_clear()
     with pytest.raises(HostProbesError, match=r"no ipsets \(CONFIG_IP_SET\)"):
         await probes.start()

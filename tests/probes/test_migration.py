@@ -11,24 +11,18 @@ from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.rule import Family
 from nodeagent.netns.threads import NetnsThreads
-from nodeagent.probes import migration as probe_takeover
-from nodeagent.probes import removal as probe_removal
+from nodeagent.probes import migration, removal
 from nodeagent.probes.iptables_rules import ProbeChains, read_chains
 from tests.eventually import eventually
-from tests.lab.host import CHAIN, PROBE_V4, SET_V4, SET_V6, TABLE, enrolled, uninstall
+from tests.lab.host import PROBE_V4, SET_V4, SET_V6, TABLE, enrolled, uninstall
 from tests.lab.ipsets import KINDS, IptablesHost, probes_in
+from tests.probes.others import ISTIO_CHAIN, ISTIO_TABLE, V4, in_use, istio
 
-V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
+V6 = ip_address("fd00::1")
 OTHER = ip_address("10.1.0.2")
 FOREIGN_TABLE = "table inet theirs { chain c { type filter hook output priority 7; }; }"
 FOREIGN_CHAIN = "iptables-{} -t nat -A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE"
 FOREIGN_SET = "ipset create theirs hash:ip"
-
-
-def standing(host: IptablesHost) -> set[Variant | None]:
-    """In which languages there is something of ours."""
-    found: set[Variant | None] = {v for v in Variant if "ISTIO" in host.iptables(v)}
-    return found | ({None} if TABLE in host.nft("list ruleset") else set())
 
 
 MOVES = [(old, new) for old in KINDS for new in KINDS if old is not new]
@@ -52,13 +46,13 @@ async def test_the_former_backend_goes_last(
     async with probes_in(new, host, threads) as later:
         await later.start()
         await later.ensure(pods[0])
-        assert standing(host) == {old, new}
+        assert in_use(host) == {old, new}
         await later.prune(pods)
-        assert standing(host) == {old, new}, "a pod is not in yet"
+        assert in_use(host) == {old, new}, "a pod is not in yet"
         await later.ensure(enrolled("b"))
-        assert standing(host) == {old, new}, "its address is not known yet"
+        assert in_use(host) == {old, new}, "its address is not known yet"
         await later.ensure(pods[1])
-        assert standing(host) == {new}
+        assert in_use(host) == {new}
     owners = host.owners() if new is None else host.ipset_owners()
     assert owners == {V4: "a", V6: "a", OTHER: "b"}
     assert (host.shell("ipset save") == "") == (new is None)
@@ -85,82 +79,13 @@ async def test_what_istio_left_is_taken_over(
         await probes.start()
         await probes.ensure(enrolled("a", V4))
         await probes.prune([enrolled("a", V4)])
-        assert standing(host) == {kind}
+        assert in_use(host) == {kind}
         assert (host.owners() if kind is None else host.ipset_owners()) == {V4: "a"}
         for variant in set(Variant) - {kind}:
             assert host.iptables(variant, family="iptables") == before[variant]
         assert uninstall(host).removed
     assert {v: host.iptables(v, family="iptables") for v in Variant} == before
     assert host.shell("ipset save").count("create") == 1
-
-
-ISTIOS_TABLE = f"""
-add table {TABLE}
-add set {TABLE} {SET_V4} {{ type ipv4_addr ; comment "UUID of the pods" ; }}
-add set {TABLE} {SET_V6} {{ type ipv6_addr ; comment "UUID of the pods" ; }}
-add element {TABLE} {SET_V4} {{ {V4} comment "a" }}
-add chain {TABLE} postrouting {{ type nat hook postrouting priority 100 ; }}
-add rule {TABLE} postrouting meta l4proto tcp skuid 1000 ip daddr @{SET_V4} counter\
- snat to {PROBE_V4}
-"""
-"""As the nftables backend of Istio 1.27 to 1.29 makes it."""
-RULE = f"-m set --match-set {SET_V4} dst -j SNAT --to-source {PROBE_V4}"
-ISTIOS_CHAIN = [
-    f"ipset create {SET_V4} hash:ip comment",
-    f"ipset add {SET_V4} {V4} comment a",
-    "iptables-{} -t nat -N ISTIO_POSTRT",
-    "iptables-{} -t nat -A POSTROUTING -j ISTIO_POSTRT",
-    f"iptables-{{}} -t nat -A ISTIO_POSTRT -m owner --socket-exists -p tcp {RULE}",
-]
-
-
-def istios_table() -> str:
-    return ISTIOS_TABLE.replace("\\\n", "")
-
-
-def istio(host: IptablesHost, owner: Variant | None) -> None:
-    """Have Istio's ambient agent come to the host, with this backend."""
-    if owner is None:
-        host.nft(istios_table())
-    else:
-        host.shell(*(command.format(owner) for command in ISTIOS_CHAIN))
-
-
-def everything(host: IptablesHost) -> list[str]:
-    listings = [host.iptables(variant) for variant in Variant]
-    return [*listings, host.nft("list ruleset"), host.shell("ipset save")]
-
-
-@pytest.mark.parametrize("owner", KINDS, ids=str)
-def test_uninstall_leaves_what_istio_has_just_made(
-    host: IptablesHost, owner: Variant | None
-) -> None:
-    """L30: the agent that takes our place may have come already; what is left alone is named."""
-    istio(host, owner)
-    before = everything(host)
-    done = uninstall(host)
-    assert everything(host) == before
-    assert done.removed == done.failed == []
-    assert len(done.left) == (1 if owner is None else 2)
-
-
-@pytest.mark.parametrize("owner", KINDS, ids=str)
-async def test_uninstall_takes_nothing_that_somebody_put_into_ours(
-    host: IptablesHost, threads: NetnsThreads, owner: Variant | None
-) -> None:
-    """L30: our mark does not make somebody's rule in the same chain ours."""
-    async with probes_in(owner, host, threads) as probes:
-        await probes.ensure(enrolled("a", V4))
-        if owner is None:
-            host.nft(f"add rule {TABLE} {CHAIN} ip daddr 192.0.2.1 counter accept")
-        else:
-            rule = "-t nat -A ISTIO_POSTRT -d 192.0.2.1/32 -j ACCEPT"
-            host.shell(f"iptables-{owner} {rule}", f"ip6tables-{owner} -t nat -F ISTIO_POSTRT")
-        before = everything(host)
-        done = uninstall(host)
-    assert everything(host) == before
-    assert done.removed == done.failed == []
-    assert done.left
 
 
 @pytest.mark.parametrize(("owner", "kind"), MOVES, ids=str)
@@ -177,7 +102,7 @@ async def test_what_istio_left_goes_at_a_takeover(
         await probes.start()
         await probes.ensure(enrolled("a", V4))
         await probes.prune([enrolled("a", V4)])
-    assert standing(host) == {kind}
+    assert in_use(host) == {kind}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -190,7 +115,7 @@ async def test_istio_takes_our_place_and_we_take_its(
         await before.start()
         await before.ensure(pods[0])
     # First its sets, then its rules, each in one transaction.
-    sets, rules = istios_table().split(f"add chain {TABLE}")
+    sets, rules = ISTIO_TABLE.split(f"add chain {TABLE}")
     host.nft(sets)
     host.nft(f"add table {TABLE}\nflush table {TABLE}\nadd chain {TABLE}{rules}")
     listing = host.nft(f"list table {TABLE}")
@@ -202,7 +127,7 @@ async def test_istio_takes_our_place_and_we_take_its(
         await after.ensure(pods[0])
         await after.prune(pods)
         assert "skuid 1000" not in host.nft("list ruleset")
-        assert standing(host) == {kind}
+        assert in_use(host) == {kind}
 
 
 @pytest.mark.parametrize(("owner", "kind"), MOVES, ids=str)
@@ -223,19 +148,7 @@ async def test_what_nobody_knows_stays_at_a_takeover(
         await probes.start()
         await probes.ensure(enrolled("a", V4))
         await probes.prune([enrolled("a", V4)])
-    assert standing(host) == {kind, owner}
-
-
-async def test_uninstall_removes_every_kind(host: IptablesHost, threads: NetnsThreads) -> None:
-    """Whoever uninstalls takes out what any backend has left."""
-    for each in KINDS:
-        async with probes_in(each, host, threads) as former:
-            await former.ensure(enrolled("a", V4))
-    assert standing(host) == set(KINDS)
-    assert uninstall(host).removed
-    assert not uninstall(host).removed
-    assert standing(host) == set()
-    assert host.shell("ipset save") == ""
+    assert in_use(host) == {kind, owner}
 
 
 async def test_a_pod_that_goes_is_not_waited_for(host: IptablesHost, threads: NetnsThreads) -> None:
@@ -245,9 +158,9 @@ async def test_a_pod_that_goes_is_not_waited_for(host: IptablesHost, threads: Ne
     async with probes_in(None, host, threads) as later:
         await later.start()
         await later.prune([enrolled("a", V4)])
-        assert standing(host) == {None, Variant.NFT}
+        assert in_use(host) == {None, Variant.NFT}
         await later.remove(PodUID("a"))
-        assert standing(host) == {None}
+        assert in_use(host) == {None}
 
 
 async def test_what_failed_is_tried_again(
@@ -261,18 +174,18 @@ async def test_what_failed_is_tried_again(
             raise RulesError("not now")
         return read_chains(variant, families)
 
-    monkeypatch.setattr(probe_takeover, "RETRY_AFTER", 0.01)
-    monkeypatch.setattr(probe_removal, "read_chains", read)
+    monkeypatch.setattr(migration, "RETRY_AFTER", 0.01)
+    monkeypatch.setattr(removal, "read_chains", read)
     istio(host, Variant.LEGACY)
-    host.shell("iptables-nft -t nat -N ISTIO_POSTRT", ISTIOS_CHAIN[-1].format("nft"))
+    host.shell("iptables-nft -t nat -N ISTIO_POSTRT", ISTIO_CHAIN[-1].format("nft"))
     async with probes_in(None, host, threads) as probes:
         await probes.start()
         await probes.ensure(enrolled("a", V4))
         await probes.prune([enrolled("a", V4)])
-        assert standing(host) == {None, Variant.LEGACY}, "what can be removed is"
+        assert in_use(host) == {None, Variant.LEGACY}, "what can be removed is"
         keeping = asyncio.create_task(probes.keep_repaired())
         failing.clear()
-        await eventually(lambda: standing(host) == {None})
+        await eventually(lambda: in_use(host) == {None})
         keeping.cancel()
         await asyncio.wait([keeping])
 
@@ -301,5 +214,5 @@ async def test_a_chain_that_cannot_go_is_no_fault(
         await later.ensure(enrolled("a", V4))
         await later.prune([enrolled("a", V4)])
     assert "somebody else's rule uses it" in capsys.readouterr().out
-    assert standing(host) == {None}
+    assert in_use(host) == {None}
     assert host.ipset_owners(SET_V4) == {V4: "a"}
