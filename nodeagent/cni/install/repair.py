@@ -142,7 +142,7 @@ class Repairer:
         executable = binary.is_installed(self._bin_dir)
         found = confdir.read(self._net_dir)
         self._warn_of_invalid(found)
-        wanted, grace = self._planned(found, entry, placement, now)
+        wanted, grace = self._plan_or_wait(found, entry, placement, now)
         if wanted is None:
             return PassResult(installed=self._was_installed, again_in=grace)
         self._tell_why_not_own_file(wanted.no_own_file, placement)
@@ -162,20 +162,24 @@ class Repairer:
         self._was_installed = True
         return PassResult(installed=True)
 
-    def _planned(
+    def _plan_or_wait(
         self, found: Directory, entry: Entry, placement: Placement, now: float
     ) -> tuple[Plan | None, float | None]:
-        """What to do, or None and for how long our copy of a primary that is gone stays."""
+        """Return the plan; or None, and the seconds for which to wait for the primary.
+
+        While the primary is gone and ``GRACE`` is not over, our copy of it stays as it is: its
+        owner may be about to write it anew. Raises ``NotYetError``.
+        """
         own = placement.own_file if placement.chained else None
-        last = primary_of_copy(found, own) if own is not None else ""
+        copied = primary_of_copy(found, own) if own is not None else ""
         missing: NoPrimaryError | None = None
         wanted: Plan | None = None
         try:
             wanted = plan(found, placement, entry)
         except NoPrimaryError as error:
             missing = error
-        alive = not last or (last in found.files and last not in found.invalid())
-        if alive or (wanted is not None and wanted.primary < last):
+        alive = not copied or (copied in found.files and copied not in found.invalid())
+        if alive or (wanted is not None and wanted.primary < copied):
             self._gone_since = None
         else:
             self._gone_since = now if self._gone_since is None else self._gone_since
@@ -183,9 +187,9 @@ class Repairer:
                 return None, self._gone_since + GRACE - now
         if missing is None:
             return wanted, None
-        if own is not None and last and not alive:
+        if own is not None and copied and not alive:
             confdir.apply(self._net_dir, {own: None}, found.files)
-            log.warning("the primary cni configuration is gone, and ours goes too", primary=last)
+            log.warning("the primary cni configuration is gone, and ours goes too", primary=copied)
         raise missing
 
     def _yields(self, found: Directory, entry: Entry, now: float) -> float:
@@ -214,7 +218,7 @@ class Repairer:
                 log.error(
                     "somebody keeps undoing the cni installation; repairs become less frequent",
                     undone=undone,
-                    looks_like=self._likely_cause(found, wanted) or "nobody known",
+                    likely_cause=self._likely_cause(found, wanted) or "nobody known",
                     **where,
                 )
 
