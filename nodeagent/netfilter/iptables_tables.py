@@ -8,7 +8,6 @@ others have beside our chains.
 
 import errno
 from collections.abc import Iterator, Mapping
-from socket import AF_INET, AF_INET6
 
 from nodeagent.linux.netlink import Netlink
 from nodeagent.netfilter.errors import RulesError, explain
@@ -20,7 +19,6 @@ from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 from nodeagent.netfilter.nft_state import count_uses, leads_to, read_chain, read_first_rule
 from nodeagent.netfilter.rule import Family, Hook, Table
 
-_NUMBERS = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
 # What a kernel says that was built without something.
 _NO_TABLE = {errno.ENOENT, errno.ENOPROTOOPT}  # of legacy's
 _NO_NFTABLES = {
@@ -111,7 +109,7 @@ def _read_nft(family: Family, names: Names) -> Chains:
                 (table, hook): chain
                 for table in Table
                 for hook, name in names.items()
-                if (chain := _read_nft_chain(netlink, _NUMBERS[family], (table, hook), name))
+                if (chain := _read_nft_chain(netlink, family.number, (table, hook), name))
             }
     except OSError as error:
         if error.errno in _NO_NFTABLES:

@@ -5,6 +5,7 @@ nftables and iptables; which rules a pod gets is said in `redirect.rules`. All c
 a rule must hold for its verdict to apply.
 """
 
+import socket
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -25,8 +26,18 @@ class Family(Enum):
     V4 = IPv4Network("127.0.0.0/8")
     V6 = IPv6Network("::1/128")
 
+    @property
+    def version(self) -> int:
+        """The version of the Internet Protocol: 4 or 6."""
+        return 4 if self is Family.V4 else 6
+
+    @property
+    def number(self) -> int:
+        """The kernel's number of the family: ``AF_INET`` or ``AF_INET6``."""
+        return int(socket.AF_INET if self is Family.V4 else socket.AF_INET6)
+
     def __str__(self) -> str:
-        return f"IPv{self.value.version}"
+        return f"IPv{self.version}"
 
 
 class Table(StrEnum):

@@ -40,7 +40,7 @@ log = structlog.get_logger()
 Layout = Mapping[str, object]
 """What is installed, by what it is called in a log; without counters and addresses."""
 
-_FAMILIES = {family.value.version: family for family in Family}
+_FAMILIES = {family.version: family for family in Family}
 
 LISTING_PAUSE = 20
 """Listings are this many times further apart than they take, 5 % of a core: many pods may be

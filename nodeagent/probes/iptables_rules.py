@@ -5,7 +5,6 @@ POSTROUTING jumps to it. The chain is read from the listing of ``iptables-save``
 by ``iptables-restore``, in one transaction for each family.
 """
 
-import socket
 from collections.abc import Hashable, Iterable, Mapping
 
 from nodeagent.linux.netlink import Netlink
@@ -25,7 +24,6 @@ CHAIN = "ISTIO_POSTRT"
 
 _HOOK = "POSTROUTING"
 _JUMP = f"-j {CHAIN}"
-_NUMBERS = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 
 ProbeChains = Mapping[Family, Chain[str]]
 """The installed chain of each family; a family without the chain is left out."""
@@ -82,7 +80,7 @@ def remove_chains(variant: Variant, installed: ProbeChains) -> None:
 
 def render_chain(rules: ProbeRules, family: Family, installed: Chain[str] | None) -> str:
     """Return the input for ``iptables-restore --noflush``; `installed` is what it replaces."""
-    version = family.value.version
+    version = family.version
     source = {4: rules.probe_v4, 6: rules.probe_v6}[version]
     jumps = installed.jumps if installed else ()
     # A jump that is there once, as the first rule, is not touched: no probe misses it.
@@ -121,12 +119,12 @@ def _may_be_installed(variant: Variant, family: Family) -> bool:
     if variant is Variant.LEGACY:
         return Table.NAT in table_names(family)
     with wrap_oserror("look for iptables' chains"), Netlink(NETLINK_NETFILTER) as netlink:
-        return count_uses(netlink, _NUMBERS[family], Table.NAT, CHAIN) is not None
+        return count_uses(netlink, family.number, Table.NAT, CHAIN) is not None
 
 
 def _rules_in(family: Family, chain: str) -> tuple[bytes, ...]:
     with wrap_oserror("look for iptables' chains"), Netlink(NETLINK_NETFILTER) as netlink:
         try:
-            return read_chain(netlink, _NUMBERS[family], Table.NAT, chain)
+            return read_chain(netlink, family.number, Table.NAT, chain)
         except FileNotFoundError:
             return ()

@@ -99,7 +99,7 @@ def _remove_chains(variant: Variant, done: Removal, *, istios_too: bool) -> set[
                     done.left.append(f"{what}: its rules are not this agent's")
                     continue
                 remove_chains(variant, chains)
-                gone.add(family.value.version)
+                gone.add(family.version)
                 done.removed.append(what)
         except RulesError as error:
             done.failed.append(f"{what}: {error}")
@@ -122,7 +122,7 @@ def _is_probe_rule(rule: str, family: Family) -> bool:
         f"-A {iptables_rules.CHAIN}",
         "-p tcp",
         "-m owner --socket-exists",
-        f"-m set --match-set {SETS[family.value.version]} dst",
+        f"-m set --match-set {SETS[family.version]} dst",
         "-j SNAT",
     ):
         if part not in rest:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address
-from socket import AF_INET, AF_INET6
+from socket import AF_INET6
 
 from pyroute2.netlink.rtnl import (
     RTM_DELROUTE,
@@ -47,7 +47,6 @@ replace and delete such a route like any other: they name no protocol.
 # TOS, table, two reserved bytes or protocol and scope, action or type, flags.
 _HEADER = struct.Struct("=BBBBBBBBI")
 _NUMBER = struct.Struct("=I")
-_AF = {Family.V4: int(AF_INET), Family.V6: int(AF_INET6)}
 
 # linux/fib_rules.h
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN = 6, 10, 14
@@ -105,7 +104,7 @@ class PolicyRule:
             _FRA_TABLE: self.table,
         }
         protocol = attribute(_FRA_PROTOCOL, bytes([self.protocol])) if self.protocol else b""
-        header = _HEADER.pack(_AF[self.family], 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
+        header = _HEADER.pack(self.family.number, 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
         return header + _numbers(numbers) + protocol
 
     def add(self, netlink: Netlink) -> None:
@@ -150,7 +149,7 @@ class LocalRoute:
         if self.family is Family.V6:
             numbers[_RTA_PRIORITY] = _IP6_RT_PRIO_USER
         scope = _RT_SCOPE_HOST if self.family is Family.V4 else 0
-        header = _HEADER.pack(_AF[self.family], 0, 0, 0, 0, self.protocol, scope, _RTN_LOCAL, 0)
+        header = _HEADER.pack(self.family.number, 0, 0, 0, 0, self.protocol, scope, _RTN_LOCAL, 0)
         return header + _numbers(numbers)
 
     def add(self, netlink: Netlink) -> None:
@@ -246,7 +245,7 @@ def destination(route: bytes) -> str:
 
 def read_rules(netlink: Netlink, family: Family) -> list[bytes]:
     """All policy rules, in the kernel's order. Raises ``OSError``."""
-    return netlink.dump(RTM_GETRULE, _HEADER.pack(_AF[family], *[0] * 8))
+    return netlink.dump(RTM_GETRULE, _HEADER.pack(family.number, *[0] * 8))
 
 
 def read_routes(netlink: Netlink, family: Family, table: int) -> list[bytes]:
@@ -254,7 +253,7 @@ def read_routes(netlink: Netlink, family: Family, table: int) -> list[bytes]:
 
     Raises ``OSError``.
     """
-    request = _HEADER.pack(_AF[family], *[0] * 8) + _numbers({_RTA_TABLE: table})
+    request = _HEADER.pack(family.number, *[0] * 8) + _numbers({_RTA_TABLE: table})
     try:
         return netlink.dump(RTM_GETROUTE, request, most=_MOST_ROUTES)
     except FileNotFoundError:  # a table that never had a route
@@ -263,7 +262,7 @@ def read_routes(netlink: Netlink, family: Family, table: int) -> list[bytes]:
 
 def read_marked_routes(netlink: Netlink, family: Family) -> list[LocalRoute]:
     """Our own routes, whatever table they are in. Raises ``OSError``."""
-    request = _HEADER.pack(_AF[family], 0, 0, 0, 0, OWN_PROTOCOL, 0, _RTN_LOCAL, 0)
+    request = _HEADER.pack(family.number, 0, 0, 0, 0, OWN_PROTOCOL, 0, _RTN_LOCAL, 0)
     # A kernel before 4.20 ignores the filter.
     routes = map(parse_route, netlink.dump(RTM_GETROUTE, request, most=_MOST_ROUTES))
     return [route for route in routes if route is not None and route.marked]
@@ -344,8 +343,8 @@ def _number(message: bytes, kind: int, default: int) -> int:
 
 
 def _family(message: bytes) -> Family:
-    for family, number in _AF.items():
-        if message[0] == number:
+    for family in Family:
+        if message[0] == family.number:
             return family
     raise MalformedError
 
