@@ -187,9 +187,7 @@ async def test_refused_pod_is_pending(lab: Lab, node: Node, ztunnels: list[Model
     assert row["redirection"] == "enabled"
 
 
-async def test_namespace_that_appears_later(
-    lab: Lab, node: Node, ztunnels: list[ModelZtunnel]
-) -> None:
+async def test_netns_that_appears_later(lab: Lab, node: Node, ztunnels: list[ModelZtunnel]) -> None:
     """L4: a namespace that is not there yet is a visible, retried state; ztunnel keeps the pod."""
     web = lab.add_pod("web")
     path = web.path + ".later"
@@ -225,9 +223,7 @@ async def test_pod_whose_first_look_fails_keeps_its_listeners(lab: Lab, node: No
     await stub.stop()
 
 
-async def test_one_namespace_is_one_pods(
-    lab: Lab, node: Node, ztunnels: list[ModelZtunnel]
-) -> None:
+async def test_one_netns_is_one_pods(lab: Lab, node: Node, ztunnels: list[ModelZtunnel]) -> None:
     """L39: a second pod that is found in it is refused, which the log tells as a security event."""
     web = lab.add_pod("web")
     node.write(web)

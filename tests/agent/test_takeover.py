@@ -119,7 +119,7 @@ async def test_a_whole_life(
     node.write(left, labels={}, annotations=ENABLED)
 
     node.flags |= BACKENDS[backend]
-    node.flags["host_netns"] = f"/proc/{os.getpid()}/fd/{host.namespace.fd}"
+    node.flags["host_netns"] = f"/proc/{os.getpid()}/fd/{host.netns.fd}"
     node.start()
     await reconnected(node, ztunnels)
     await node.until_state(left, "outside")

@@ -25,8 +25,8 @@ from nodeagent.netns.netns import Netns
 from nodeagent.redirect import in_pod
 from tests.lab.spec import spec
 
-with Netns.open(f"/proc/{sys.argv[1]}/ns/net") as namespace:
-    syscalls.setns(namespace.fd, syscalls.CLONE_NEWNET)
+with Netns.open(f"/proc/{sys.argv[1]}/ns/net") as netns:
+    syscalls.setns(netns.fd, syscalls.CLONE_NEWNET)
 in_pod.ensure(spec())
 """
 

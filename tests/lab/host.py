@@ -34,14 +34,14 @@ SET_V4, SET_V6 = "istio-inpod-probes-v4", "istio-inpod-probes-v6"
 class Host:
     """Borrows a network namespace."""
 
-    def __init__(self, namespace: Netns) -> None:
-        self.namespace = namespace
+    def __init__(self, netns: Netns) -> None:
+        self.netns = netns
 
     def run(self, function: Callable[[], T]) -> T:
         """Call `function` in a thread inside."""
 
         def enter() -> T:
-            kernel.setns(self.namespace.fd, kernel.CLONE_NEWNET)
+            kernel.setns(self.netns.fd, kernel.CLONE_NEWNET)
             return function()
 
         return call_in_thread(enter)
@@ -102,8 +102,8 @@ def new_host() -> Iterator[Host]:
         kernel.unshare(kernel.CLONE_NEWNET)
         return Netns.current()
 
-    with call_in_thread(become) as namespace:
-        yield Host(namespace)
+    with call_in_thread(become) as netns:
+        yield Host(netns)
 
 
 @contextlib.asynccontextmanager
@@ -116,7 +116,7 @@ async def probes_of(
 ) -> AsyncIterator[HostProbes]:
     """What one run of the agent has; at its end the kernel keeps everything."""
     rules = probe_rules(probe_v4=probe_v4, ipv6=ipv6)
-    probes = HostProbes(threads, host.namespace, NftProbeBackend(rules))
+    probes = HostProbes(threads, host.netns, NftProbeBackend(rules))
     async with contextlib.aclosing(probes):
         yield probes
 

@@ -68,7 +68,7 @@ def _text_of(path: str) -> str:
 def new_iptables_host() -> Iterator[IptablesHost]:
     """Make a namespace that nothing has happened in."""
     with new_host() as host:
-        yield IptablesHost(host.namespace)
+        yield IptablesHost(host.netns)
 
 
 @contextlib.asynccontextmanager
@@ -76,6 +76,6 @@ async def probes_in(
     kind: Variant | None, host: Host, threads: NetnsThreads, *, ipv6: bool = True
 ) -> AsyncIterator[BackendMigration]:
     """What one run of the agent has; at its end the kernel keeps everything."""
-    probes = BackendMigration(kind, probe_rules(ipv6=ipv6), threads, host.namespace)
+    probes = BackendMigration(kind, probe_rules(ipv6=ipv6), threads, host.netns)
     async with contextlib.aclosing(probes):
         yield probes

@@ -36,8 +36,8 @@ class Pod:
         """Call `function` in a thread inside the pod's namespace."""
 
         def enter() -> T:
-            with Netns.open(self.path) as namespace:
-                kernel.setns(namespace.fd, kernel.CLONE_NEWNET)
+            with Netns.open(self.path) as netns:
+                kernel.setns(netns.fd, kernel.CLONE_NEWNET)
             return function()
 
         return call_in_thread(enter)

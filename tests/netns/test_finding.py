@@ -58,7 +58,7 @@ async def test_handed_over(lab: Lab, threads: NetnsThreads) -> None:
     assert way.asked == 0
 
 
-async def test_foreign_namespaces_are_passed_over(lab: Lab, threads: NetnsThreads) -> None:
+async def test_foreign_netns_are_passed_over(lab: Lab, threads: NetnsThreads) -> None:
     """L10: another pod's, the host's and none at all lead on to the way that has the pod's."""
     pod, other = lab.add_pod("web"), lab.add_pod("other")
     before = open_descriptors()
@@ -160,7 +160,7 @@ async def test_cancelled_on_the_way(lab: Lab, threads: NetnsThreads) -> None:
     await eventually(lambda: open_descriptors() == before)
 
 
-async def test_held_namespace_is_not_looked_into_again(lab: Lab, threads: NetnsThreads) -> None:
+async def test_held_netns_is_not_looked_into_again(lab: Lab, threads: NetnsThreads) -> None:
     """L25: the look of every minute costs one stat for as long as nothing has changed."""
     pod, way = lab.add_pod("web"), Told("runtime")
     finder = finder_of(threads, way)
@@ -172,7 +172,7 @@ async def test_held_namespace_is_not_looked_into_again(lab: Lab, threads: NetnsT
 
 
 @pytest.mark.parametrize("change", ["path", "gone", "handed over", "addresses"])
-async def test_held_namespace_is_left_for_what_is_the_pods_now(
+async def test_held_netns_is_left_for_what_is_the_pods_now(
     lab: Lab, threads: NetnsThreads, tmp_path: Path, change: str
 ) -> None:
     """L10, L14: another namespace, other addresses or another path: all is verified anew."""

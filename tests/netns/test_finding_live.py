@@ -69,7 +69,7 @@ async def netns_of(containerd: Containerd, sandbox: str) -> NetnsId:
     return NetnsId.of_path(f"/proc/{await containerd.pid(sandbox)}/ns/net")
 
 
-def open_namespaces() -> list[str]:
+def open_netns() -> list[str]:
     links = Path("/proc/self/fd").iterdir()
     return sorted(where for link in links if (where := _leads_to(link)).startswith("net:"))
 
@@ -188,13 +188,13 @@ async def test_gone_between_finding_and_entering(
             await containerd.remove_sandbox(sandbox)
             return paths
 
-    before = open_namespaces()
+    before = open_netns()
     with pytest.raises(RetryError):
         await NodeNetnsFinder(verifier, Late(runtime), prefix="").find(pod, None)
     both = NodeNetnsFinder(verifier, RuntimeSandboxes(runtime), Processes(""), prefix="")
     with pytest.raises(RetryError, match=r"no sandbox of the pod.*no process is in a cgroup"):
         await both.find(pod, None)
-    assert open_namespaces() == before
+    assert open_netns() == before
     with pytest.raises(RetryError, match="PodSandboxStatus with NOT_FOUND"):
         await runtime.netns_paths(sandbox)
 

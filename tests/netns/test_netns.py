@@ -1,4 +1,4 @@
-"""L10: a namespace is what it says it is, and the pod's, before anything is done in it."""
+"""L10: a netns is what it says it is, and the pod's, before anything is done in it."""
 
 import os
 from ipaddress import IPv4Address, IPv6Address
@@ -32,7 +32,7 @@ def finder(threads: NetnsThreads, *hosts: NetnsId) -> AnnotatedNetnsFinder:
 
 
 def test_identity_does_not_depend_on_the_path(lab: Lab) -> None:
-    """Two ways to one namespace have one identity; another namespace has another."""
+    """Two ways to one netns have one identity; another netns has another."""
     one, two = lab.add_pod("one"), lab.add_pod("two")
     link = Path(one.path + ".link")
     link.symlink_to(one.path)
@@ -45,7 +45,7 @@ def test_identity_does_not_depend_on_the_path(lab: Lab) -> None:
     link.unlink()
 
 
-def test_what_is_no_network_namespace(tmp_path: Path) -> None:
+def test_what_is_no_netns(tmp_path: Path) -> None:
     """Files, devices, pipes and other namespaces are refused, not waited for, nor leaked."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -58,17 +58,17 @@ def test_what_is_no_network_namespace(tmp_path: Path) -> None:
     assert open_descriptors() == before
 
 
-def test_closed_namespace_is_not_lent() -> None:
+def test_closed_netns_is_not_lent() -> None:
     """A descriptor is closed once, and not lent afterwards: its number is another's by then."""
-    namespace = Netns.current()
-    namespace.close()
-    namespace.close()
+    netns = Netns.current()
+    netns.close()
+    netns.close()
     with pytest.raises(ValueError, match="closed"):
-        assert namespace.fd
+        assert netns.fd
 
 
 async def test_either_address_will_do(lab: Lab, threads: NetnsThreads) -> None:
-    """The pod's namespace is found by its IPv4 or its IPv6 address, among others that it lacks."""
+    """The pod's netns is found by its IPv4 or its IPv6 address, among others that it lacks."""
     pod = lab.add_pod("web")
     assert pod.v6
     for address in (pod.v4, pod.v6):
@@ -76,8 +76,8 @@ async def test_either_address_will_do(lab: Lab, threads: NetnsThreads) -> None:
         found.close()
 
 
-async def test_another_pods_namespace(lab: Lab, threads: NetnsThreads) -> None:
-    """A namespace with none of the pod's addresses is refused for now, and let go."""
+async def test_another_pods_netns(lab: Lab, threads: NetnsThreads) -> None:
+    """A netns with none of the pod's addresses is refused for now, and let go."""
     pod, other = lab.add_pod("web"), lab.add_pod("other")
     before = open_descriptors()
     with pytest.raises(RetryError, match=f"holds none of the pod's addresses .{other.v4}"):
@@ -85,18 +85,18 @@ async def test_another_pods_namespace(lab: Lab, threads: NetnsThreads) -> None:
     assert open_descriptors() == before
 
 
-async def test_address_that_every_namespace_has(lab: Lab, threads: NetnsThreads) -> None:
+async def test_address_that_every_netns_has(lab: Lab, threads: NetnsThreads) -> None:
     """A loopback address in a pod's status proves nothing."""
     pod = lab.add_pod("web")
     with pytest.raises(RetryError, match="holds none"):
         await finder(threads).find(a_pod(pod, IPv4Address("127.0.0.1"), IPv6Address("::1")), None)
 
 
-async def test_the_hosts_namespace(lab: Lab, threads: NetnsThreads) -> None:
-    """The host's namespace is refused for good, even where it holds the pod's address."""
+async def test_the_hosts_netns(lab: Lab, threads: NetnsThreads) -> None:
+    """The host's netns is refused for good, even where it holds the pod's address."""
     pod = lab.add_pod("web")
-    with Netns.open(pod.path) as namespace, pytest.raises(GiveUpError, match="host"):
-        await finder(threads, namespace.id).find(a_pod(pod, pod.v4), None)
+    with Netns.open(pod.path) as netns, pytest.raises(GiveUpError, match="host"):
+        await finder(threads, netns.id).find(a_pod(pod, pod.v4), None)
     own = host_netns_ids(None)
     assert NetnsId.of_path("/proc/self/ns/net") in own
     assert NetnsId.of_path(pod.path) in host_netns_ids(pod.path)

@@ -1,4 +1,4 @@
-"""Entering a namespace never leaks: neither into the wrong one, nor a descriptor."""
+"""Entering a netns never leaks: neither into the wrong one, nor a descriptor."""
 
 import asyncio
 import ctypes
@@ -39,32 +39,32 @@ async def test_each_job_is_where_it_should_be(lab: Lab, threads: NetnsThreads) -
     assert seen == [namespaces[n % 3].id for n in range(3000)]
     with Netns.current() as own:
         assert await threads.run(own, here) == here(), "and the threads come home"
-    for namespace in namespaces:
-        namespace.close()
+    for netns in namespaces:
+        netns.close()
 
 
 async def test_exception_comes_back(lab: Lab, threads: NetnsThreads) -> None:
     """What the job raises is raised in the caller, and the thread goes on."""
-    with Netns.open(lab.add_pod("a").path) as namespace:
+    with Netns.open(lab.add_pod("a").path) as netns:
         with pytest.raises(ZeroDivisionError):
-            await threads.run(namespace, lambda: 1 // 0)
-        assert await threads.run(namespace, here) == namespace.id
+            await threads.run(netns, lambda: 1 // 0)
+        assert await threads.run(netns, here) == netns.id
 
 
 async def test_thread_that_cannot_get_back(lab: Lab) -> None:
-    """A thread that cannot return to its namespace ends, and another takes its place."""
+    """A thread that cannot return to its netns ends, and another takes its place."""
     threads = NetnsThreads(size=1)
-    with Netns.open(lab.add_pod("a").path) as namespace:
-        stuck = await threads.run(namespace, give_up_all_capabilities)
+    with Netns.open(lab.add_pod("a").path) as netns:
+        stuck = await threads.run(netns, give_up_all_capabilities)
         await eventually(lambda: stuck not in os.listdir("/proc/self/task"))
-        assert await threads.run(namespace, here) == namespace.id
+        assert await threads.run(netns, here) == netns.id
         with Netns.current() as own:
             assert await threads.run(own, here) == here()
     threads.close()
 
 
 async def test_cancelled_caller(lab: Lab, threads: NetnsThreads) -> None:
-    """A caller that is cancelled may close its namespace while the job still runs in it."""
+    """A caller that is cancelled may close its netns while the job still runs in it."""
     before = open_descriptors()
     started, finish = threading.Event(), threading.Event()
     seen: list[NetnsId] = []
@@ -74,13 +74,13 @@ async def test_cancelled_caller(lab: Lab, threads: NetnsThreads) -> None:
         finish.wait(PATIENCE)
         seen.append(here())
 
-    namespace = Netns.open(lab.add_pod("a").path)
-    caller = asyncio.create_task(threads.run(namespace, job))
+    netns = Netns.open(lab.add_pod("a").path)
+    caller = asyncio.create_task(threads.run(netns, job))
     await eventually(started.is_set)
     caller.cancel()
-    namespace.close()
+    netns.close()
     finish.set()
-    await eventually(lambda: seen == [namespace.id])
+    await eventually(lambda: seen == [netns.id])
     await eventually(lambda: open_descriptors() == before)
     assert caller.cancelled()
 
@@ -95,10 +95,10 @@ async def test_closed_pool_has_finished(lab: Lab) -> None:
         begun.set()
         done.wait(PATIENCE)
 
-    with Netns.open(lab.add_pod("a").path) as namespace:
-        running = asyncio.create_task(threads.run(namespace, job))
+    with Netns.open(lab.add_pod("a").path) as netns:
+        running = asyncio.create_task(threads.run(netns, job))
         await eventually(begun.is_set)
-        waiting = asyncio.create_task(threads.run(namespace, here))
+        waiting = asyncio.create_task(threads.run(netns, here))
         await asyncio.sleep(0)
         threading.Timer(0.05, done.set).start()
         threads.close()

@@ -58,12 +58,12 @@ class Blocked:
         self._tasks: list[asyncio.Task[None]] = []
         self.begun = 0
 
-    def add(self, namespace: Netns) -> asyncio.Task[None]:
+    def add(self, netns: Netns) -> asyncio.Task[None]:
         def job() -> None:
             self.begun += 1
             assert self._release.wait(PATIENCE)
 
-        task = asyncio.create_task(self._threads.run(namespace, job))
+        task = asyncio.create_task(self._threads.run(netns, job))
         self._tasks.append(task)
         return task
 
@@ -92,8 +92,8 @@ async def test_blocked_pods_hold_up_nobody(pods: Callable[[int], list[Netns]]) -
     (innocent,) = pods(1)
     threads = NetnsThreads(overtime=BRIEFLY)
     async with blocked(threads) as jobs:
-        for namespace in hostile:
-            jobs.add(namespace)
+        for netns in hostile:
+            jobs.add(netns)
         for number in range(20):
             assert await threads.run(innocent, partial(int, number)) == number
         await eventually(lambda: jobs.begun == len(hostile))
@@ -103,8 +103,8 @@ async def test_number_of_threads_is_bounded(pods: Callable[[int], list[Netns]]) 
     """However many pods block, there are so many threads and no more; then all get their turn."""
     hostile = pods(40)
     async with blocked(NetnsThreads(overtime=BRIEFLY)) as jobs:
-        for namespace in hostile:
-            jobs.add(namespace)
+        for netns in hostile:
+            jobs.add(netns)
         await eventually(lambda: jobs.begun == LANE + MOST_OVERTIME)
         assert thread_number() == LANE + MOST_OVERTIME
         await jobs.end()
@@ -112,10 +112,10 @@ async def test_number_of_threads_is_bounded(pods: Callable[[int], list[Netns]]) 
         assert thread_number() <= LANE + MOST_OVERTIME
 
 
-async def test_one_job_at_a_time_in_a_namespace(
+async def test_one_job_at_a_time_in_a_netns(
     pods: Callable[[int], list[Netns]],
 ) -> None:
-    """A pod that asks for much, through one namespace, holds one thread."""
+    """A pod that asks for much, through one netns, holds one thread."""
     (one, other) = pods(2)
     async with blocked(NetnsThreads(overtime=BRIEFLY)) as jobs:
         for _ in range(LANE + 1):
@@ -137,11 +137,11 @@ async def test_costly_pods_share_a_lane_of_their_own(
     costly, (innocent,) = pods(2 * SLOW_LANE), pods(1)
     threads = NetnsThreads(1, overtime=BRIEFLY, so_far=clock.waiting)
     async with blocked(threads) as jobs:
-        for namespace in costly:
-            await threads.run(namespace, lambda: move(clock, 1.5))
+        for netns in costly:
+            await threads.run(netns, lambda: move(clock, 1.5))
         clock.now = 0
-        for namespace in costly:
-            jobs.add(namespace)
+        for netns in costly:
+            jobs.add(netns)
         await eventually(lambda: jobs.begun == SLOW_LANE)
         for number in range(10):
             assert await threads.run(innocent, partial(int, number)) == number
@@ -182,7 +182,7 @@ async def test_pod_that_waits_for_a_busy_machine(
 
 
 async def test_host_never_rests(pods: Callable[[int], list[Netns]]) -> None:
-    """Without limits nothing is held against a namespace: the host's may be slow by nature."""
+    """Without limits nothing is held against a netns: the host's may be slow by nature."""
     clock = Clock()
     (host,) = pods(1)
     with contextlib.closing(NetnsThreads(1, limits=NO_LIMITS, so_far=clock.cost)) as threads:
@@ -200,7 +200,7 @@ async def test_caller_that_is_cancelled_before_its_turn(
         jobs.add(one)
         await eventually(lambda: jobs.begun == 1)
         before = open_descriptors()
-        in_line = [jobs.add(namespace) for namespace in (one, one, other, other)]
+        in_line = [jobs.add(netns) for netns in (one, one, other, other)]
         await asyncio.sleep(0)
         for task in in_line:
             task.cancel()
@@ -215,7 +215,7 @@ async def test_caller_that_is_cancelled_before_its_turn(
 async def test_caller_that_is_cancelled_during_its_job(
     pods: Callable[[int], list[Netns]],
 ) -> None:
-    """The namespace's next job waits for the one that nobody waits for any more."""
+    """The netns's next job waits for the one that nobody waits for any more."""
     (one,) = pods(1)
     threads = NetnsThreads(overtime=BRIEFLY)
     async with blocked(threads) as jobs:

@@ -93,7 +93,7 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
 
 def held(pod: Pod) -> int:
     """How many descriptors of this process hold the pod's namespace."""
-    target = str(pod.namespace.id)
+    target = str(pod.netns.id)
     return sum(opened.endswith(target) for opened in open_descriptors())
 
 

@@ -20,13 +20,13 @@ class Pod:
         """Set `lo` up and run `commands` inside."""
         self._thread = ThreadPoolExecutor(1)
         self.call(kernel.unshare, kernel.CLONE_NEWNET)
-        self.namespace = self.call(Netns.current)
+        self.netns = self.call(Netns.current)
         self.shell("ip link set lo up", *commands)
 
     @property
     def path(self) -> str:
-        """Names the namespace for other programs."""
-        return f"/proc/{os.getpid()}/fd/{self.namespace.fd}"
+        """Names the netns for other programs."""
+        return f"/proc/{os.getpid()}/fd/{self.netns.fd}"
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of `function`, called inside."""
@@ -45,7 +45,7 @@ class Pod:
 
     def close(self) -> None:
         self._thread.shutdown()
-        self.namespace.close()
+        self.netns.close()
 
 
 def join(pod: Pod, neighbor: Pod) -> None:

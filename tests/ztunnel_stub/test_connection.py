@@ -28,7 +28,7 @@ async def test_it_is_ready_from_the_snapshots_end_until_it_is_disconnected(
     """Ready means: connected, the whole snapshot received, nothing pending."""
     with await agent.session() as session:
         assert not await stub.ready()
-        assert await session.add("a", pod.namespace.fd) == ""
+        assert await session.add("a", pod.netns.fd) == ""
         assert not await stub.ready()
         assert await session.snapshot_sent() == ""
         assert await stub.ready()
@@ -39,20 +39,20 @@ async def test_it_is_ready_from_the_snapshots_end_until_it_is_disconnected(
 
 async def test_the_dump_shows_what_the_agent_said(session: Session, stub: Stub, pod: Pod) -> None:
     """The admin endpoint has every workload by UID, in ztunnel's form."""
-    assert await session.add("a", pod.namespace.fd, "web") == ""
+    assert await session.add("a", pod.netns.fd, "web") == ""
     assert await stub.workloads() == {
         "a": {
             "state": "Up",
             "connections": {"outbound": [], "inbound": [], "hbone": [], "dns": []},
             "info": {"name": "web", "namespace": "shop", "serviceAccount": "clerk"},
-            "netns": pod.namespace.id.inode,
+            "netns": pod.netns.id.inode,
         }
     }
 
 
 async def test_a_workload_goes_when_it_is_deleted(session: Session, stub: Stub, pod: Pod) -> None:
     """A delete is answered at once and closes the listeners; an unknown UID is fine."""
-    assert await session.add("a", pod.namespace.fd) == ""
+    assert await session.add("a", pod.netns.fd) == ""
     assert await session.delete("a") == ""
     assert _listening(pod) == set()
     assert await session.delete("a") == ""
@@ -62,7 +62,7 @@ async def test_a_workload_goes_when_it_is_deleted(session: Session, stub: Stub, 
 async def test_a_namespace_is_not_passed_on_to_programs(session: Session, pod: Pod) -> None:
     """A descriptor that an inherited copy keeps open would keep a dead pod's namespace."""
     before = open_descriptors()
-    assert await session.add("a", pod.namespace.fd) == ""
+    assert await session.add("a", pod.netns.fd) == ""
     opened = [int(line.split()[0]) for line in open_descriptors() - before]
     assert len(opened) == 8
     assert not any(map(os.get_inheritable, opened))
@@ -71,7 +71,7 @@ async def test_a_namespace_is_not_passed_on_to_programs(session: Session, pod: P
 async def test_nothing_is_left_of_a_workload(session: Session, pod: Pod) -> None:
     """Listeners and namespace are closed once it has drained."""
     before = open_descriptors()
-    assert await session.add("a", pod.namespace.fd) == ""
+    assert await session.add("a", pod.netns.fd) == ""
     assert await session.delete("a") == ""
     await eventually(lambda: open_descriptors() == before)
 
@@ -84,10 +84,10 @@ async def test_a_new_snapshot_drains_what_it_does_not_name(
     pods = {uid: make_pod() for uid in ("added", "kept", "forgotten")}
     with await agent.session() as session:
         for uid, pod in pods.items():
-            assert await session.add(uid, pod.namespace.fd) == ""
+            assert await session.add(uid, pod.netns.fd) == ""
         assert await session.snapshot_sent() == ""
     with await agent.session() as session:
-        assert await session.add("added", pods["added"].namespace.fd) == ""
+        assert await session.add("added", pods["added"].netns.fd) == ""
         assert await session.keep("kept") == ""
         assert set(await stub.states()) == set(pods)
         assert await session.snapshot_sent() == ""
@@ -125,7 +125,7 @@ async def test_a_breach_of_the_protocol_is_answered_and_ends_the_connection(
         if complete:
             assert await session.snapshot_sent() == ""
         before = open_descriptors()
-        assert complaint in await session.ask(request_, *[pod.namespace.fd] * with_descriptor)
+        assert complaint in await session.ask(request_, *[pod.netns.fd] * with_descriptor)
         assert await session.ended()
         (await agent.session()).close()
     assert await stub.states() == {}
@@ -139,7 +139,7 @@ async def test_garbage_is_answered_and_ends_the_connection(
     """Bytes that are no message are a breach too, and their descriptor is closed."""
     with await agent.session() as session:
         before = open_descriptors()
-        session.send(data, [pod.namespace.fd])
+        session.send(data, [pod.netns.fd])
         assert "not a WorkloadRequest" in await session.answer()
         assert await session.ended()
     assert {opened for opened in open_descriptors() - before if "net:" in opened} == set()
@@ -158,9 +158,9 @@ async def test_the_same_namespace_again_changes_nothing(
     session: Session, stub: Stub, pod: Pod
 ) -> None:
     """The listeners that stand are kept, and the second descriptor is closed."""
-    assert await session.add("a", pod.namespace.fd) == ""
+    assert await session.add("a", pod.netns.fd) == ""
     before = open_descriptors()
-    assert await session.add("a", pod.namespace.fd) == ""
+    assert await session.add("a", pod.netns.fd) == ""
     assert open_descriptors() == before
     assert await stub.states() == {"a": "Up"}
 
@@ -170,11 +170,11 @@ async def test_another_namespace_replaces_the_old_one(
 ) -> None:
     """L14: a sandbox that was made anew has the same UID and a new namespace."""
     old, new = make_pod(), make_pod()
-    assert await session.add("a", old.namespace.fd) == ""
-    assert await session.add("a", new.namespace.fd) == ""
+    assert await session.add("a", old.netns.fd) == ""
+    assert await session.add("a", new.netns.fd) == ""
     assert _listening(old) == set()
     assert _listening(new) == {15001, 15006, 15008, 15053}
-    assert (await stub.workloads())["a"]["netns"] == new.namespace.id.inode
+    assert (await stub.workloads())["a"]["netns"] == new.netns.id.inode
 
 
 async def test_a_listener_that_does_not_bind_is_tried_again(
@@ -182,7 +182,7 @@ async def test_a_listener_that_does_not_bind_is_tried_again(
 ) -> None:
     """The add is answered with the reason, the pod is pending, and comes up by itself."""
     with pod.call(_occupy, 15006):
-        assert "15006" in await session.add("a", pod.namespace.fd)
+        assert "15006" in await session.add("a", pod.netns.fd)
         assert await stub.states() == {"a": "Pending"}
         assert not await stub.ready()
         assert _listening(pod) == {15006}
@@ -200,7 +200,7 @@ async def test_what_is_pending_is_tried_again_while_the_agent_talks(
     with await agent.session() as session:
         assert await session.snapshot_sent() == ""
         with pod.call(_occupy, 15006):
-            assert await session.add("a", pod.namespace.fd) != ""
+            assert await session.add("a", pod.netns.fd) != ""
         async with asyncio.timeout(PATIENCE):
             while await stub.states() != {"a": "Up"}:
                 assert await session.delete("unknown") == ""
@@ -215,12 +215,12 @@ async def test_a_retry_is_a_whole_interval_after_the_failure(
     with await agent.session() as session:
         assert await session.snapshot_sent() == ""
         with first.call(_occupy, 15006):
-            assert await session.add("a", first.namespace.fd) != ""
+            assert await session.add("a", first.netns.fd) != ""
         assert await session.delete("a") == ""
         await asyncio.sleep(1.5)  # in the middle between two intervals
         failed = time.monotonic()
         with second.call(_occupy, 15006):
-            assert await session.add("b", second.namespace.fd) != ""
+            assert await session.add("b", second.netns.fd) != ""
         await eventually(stub.ready)
         assert time.monotonic() - failed >= 1
     assert "still pending" not in [line["event"] for line in logs.lines]
@@ -236,13 +236,13 @@ async def test_what_is_pending_holds_its_namespace_no_longer_than_needed(
     with await agent.session() as session, pod.call(_occupy, 15001):
         assert await session.snapshot_sent() == ""
         before = held(pod)
-        assert await session.add("a", pod.namespace.fd) != ""
+        assert await session.add("a", pod.netns.fd) != ""
         assert held(pod) == before + 1
         match way:
             case "deleted":
                 assert await session.delete("a") == ""
             case "added again":
-                assert await session.add("a", pod.namespace.fd) != ""
+                assert await session.add("a", pod.netns.fd) != ""
                 before += 1
             case "disconnected":
                 session.close()
@@ -260,7 +260,7 @@ async def test_two_stubs_listen_side_by_side(
         for _ in range(2):
             await start_stub()
             session = sessions.enter_context(await agent.session())
-            assert await session.add("a", pod.namespace.fd) == ""
+            assert await session.add("a", pod.netns.fd) == ""
             assert await session.snapshot_sent() == ""
     listening = pod.shell("ss -Hltn").splitlines()
     assert sum(":15006" in line for line in listening) == 2
@@ -268,7 +268,7 @@ async def test_two_stubs_listen_side_by_side(
 
 async def test_every_listener_is_marked(session: Session, pod: Pod) -> None:
     """The rules tell ztunnel's packets from the app's by the mark, on every socket."""
-    assert await session.add("a", pod.namespace.fd) == ""
+    assert await session.add("a", pod.netns.fd) == ""
     sockets = pod.shell("ss -Hltune").splitlines()
     assert len(sockets) == 7
     assert all("fwmark:0x539" in line for line in sockets)
@@ -279,7 +279,7 @@ async def test_a_namespace_without_ipv6_is_served_on_ipv4(
 ) -> None:
     """Where `lo` has no IPv6 address the DNS listeners are the IPv4 ones alone."""
     pod = make_pod("sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
-    assert await session.add("a", pod.namespace.fd) == ""
+    assert await session.add("a", pod.netns.fd) == ""
     assert _listening(pod) == {15001, 15006, 15008, 15053}
 
 

@@ -49,7 +49,7 @@ async def test_a_udp_query_goes_to_the_resolver_and_its_answer_back(
         open_socket(cable.neighbor, family, socket.SOCK_DGRAM) as resolver,
         open_socket(cable.pod, family, socket.SOCK_DGRAM) as client,
     ):
-        assert await session.add("a", cable.pod.namespace.fd) == ""
+        assert await session.add("a", cable.pod.netns.fd) == ""
         resolver.bind(("", 53))
         client.connect((address(9, family), 53))
         await send(client, QUERY)
@@ -77,7 +77,7 @@ async def test_a_tcp_query_goes_to_the_resolver_and_its_answer_back(
         await agent.session() as session,
         open_socket(cable.neighbor, family) as resolver,
     ):
-        assert await session.add("a", cable.pod.namespace.fd) == ""
+        assert await session.add("a", cable.pod.netns.fd) == ""
         resolver.bind(("", 53))
         resolver.listen()
         with (
@@ -101,7 +101,7 @@ async def test_a_resolver_that_is_not_there_is_servfail_and_a_log_line(
         await agent.session() as session,
         open_socket(cable.pod, V4, socket.SOCK_DGRAM) as client,
     ):
-        assert await session.add("a", cable.pod.namespace.fd) == ""
+        assert await session.add("a", cable.pod.netns.fd) == ""
         client.connect((address(9, V4), 53))
         await send(client, QUERY)
         assert await receive(client) == SERVFAIL
@@ -114,7 +114,7 @@ async def cable(start_stub: StubFactory, agent: Agent, make_pod: PodFactory) -> 
     cable = lay_cable(make_pod)
     await start_stub()
     with await agent.session() as session:
-        assert await session.add("a", cable.pod.namespace.fd) == ""
+        assert await session.add("a", cable.pod.netns.fd) == ""
     return cable
 
 

@@ -40,7 +40,7 @@ async def test_missing_answer(start_stub: StubFactory, agent: Agent, pod: Pod) -
     """L12: what is asked is done, and the answer never comes; the next request's does."""
     stub, session = await session_with(start_stub, agent, "missing-answer:1")
     with session:
-        unanswered = asyncio.create_task(session.add("a", pod.namespace.fd))
+        unanswered = asyncio.create_task(session.add("a", pod.netns.fd))
         await eventually(lambda: _up(stub, "a"))
         assert not unanswered.done()
         unanswered.cancel()
@@ -52,7 +52,7 @@ async def test_negative_answer(start_stub: StubFactory, agent: Agent, pod: Pod) 
     """The add is refused and the pod pending, until the stub's own retry."""
     stub, session = await session_with(start_stub, agent, "negative-answer:1")
     with session:
-        assert "negative-answer" in await session.add("a", pod.namespace.fd)
+        assert "negative-answer" in await session.add("a", pod.netns.fd)
         assert await session.snapshot_sent() == ""
         await eventually(stub.ready)
         assert await stub.states() == {"a": "Up"}
@@ -74,11 +74,11 @@ async def test_close_in_mid_snapshot(start_stub: StubFactory, agent: Agent, pod:
         assert await session.keep("a") == ""
         before = held(pod)
         with pytest.raises(AssertionError, match="closed"):
-            await session.add("b", pod.namespace.fd)
+            await session.add("b", pod.netns.fd)
         assert held(pod) == before
     with await agent.session() as session:
         assert await session.keep("a") == ""
-        assert await session.add("b", pod.namespace.fd) == ""
+        assert await session.add("b", pod.netns.fd) == ""
         assert await session.snapshot_sent() == ""
         assert await stub.ready()
 

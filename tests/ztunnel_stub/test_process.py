@@ -56,7 +56,7 @@ async def test_a_signal_ends_it_with_status_0(
     """It closes its connection, drains and says so, one JSON object a line."""
     async with process(*options(agent, directory)) as stub:
         with await agent.session() as session:
-            assert await session.add("a", pod.namespace.fd, "web") == ""
+            assert await session.add("a", pod.netns.fd, "web") == ""
             stub.send_signal(number)
             assert await session.ended()
         status, output = await ended(stub)
@@ -79,11 +79,11 @@ async def test_every_message_is_recorded(agent: Agent, directory: str, pod: Pod)
     async with process(*options(agent, directory, *more)):
         with await agent.session() as session:
             assert await session.ask_raw(b"\x2a\x03\x0a\x01b") == b"\xff" * 16
-            assert await session.add("a", pod.namespace.fd, "web") == ""
+            assert await session.add("a", pod.netns.fd, "web") == ""
             await eventually(lambda: len(recorded()) >= 5)
     lines = recorded()
     info = {"name": "web", "namespace": "shop", "service_account": "clerk"}
-    inode = pod.namespace.id.inode
+    inode = pod.netns.id.inode
     assert all(line.pop("time").endswith("+00:00") for line in lines)
     assert lines[:5] == [
         {"direction": "sent", "type": "ZdsHello", "size": 2, "descriptors": 0,

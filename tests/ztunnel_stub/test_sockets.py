@@ -23,10 +23,10 @@ async def test_what_is_opened_for_a_caller_that_left_is_closed(pod: Pod) -> None
         go_on.wait(PATIENCE)
 
     try:
-        holding = asyncio.create_task(threads.run(pod.namespace, hold))
+        holding = asyncio.create_task(threads.run(pod.netns, hold))
         await eventually(busy.is_set)
         before = open_descriptors()
-        listening = asyncio.create_task(PodSockets(pod.namespace, threads).listen())
+        listening = asyncio.create_task(PodSockets(pod.netns, threads).listen())
         await eventually(lambda: open_descriptors() != before)
         listening.cancel()
         go_on.set()

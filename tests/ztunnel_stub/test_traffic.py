@@ -34,7 +34,7 @@ FAMILIES = pytest.mark.parametrize("family", [V4, V6])
 async def cable(session: Session, make_pod: PodFactory) -> Cable:
     """The pod at its end is served."""
     cable = lay_cable(make_pod)
-    assert await session.add("a", cable.pod.namespace.fd, "web") == ""
+    assert await session.add("a", cable.pod.netns.fd, "web") == ""
     return cable
 
 
@@ -204,7 +204,7 @@ async def test_a_workload_that_ends_drains(
     stub = await start_stub(drain_timeout=60)
     cable = lay_cable(make_pod)
     with await agent.session() as session, listen(cable.pod, V4) as server:
-        assert await session.add("a", cable.pod.namespace.fd) == ""
+        assert await session.add("a", cable.pod.netns.fd) == ""
         assert await session.snapshot_sent() == ""
         with (
             await connect(cable.neighbor, address(1, V4)) as client,

@@ -37,7 +37,7 @@ def _measure(
         for variant in _NAMES:
             backends = Backends.choose(variant)
             (pod,) = node.pods(1)
-            kernel.setns(pod.namespace.fd, kernel.CLONE_NEWNET)
+            kernel.setns(pod.netns.fd, kernel.CLONE_NEWNET)
             for what, work in (
                 ("set-up", partial(in_pod.ensure, spec, backends)),
                 ("unchanged", partial(in_pod.ensure, spec, backends)),

@@ -147,7 +147,7 @@ def _hierarchy() -> Path:
 
 def _run_in(pod: Pod) -> subprocess.Popen[bytes]:
     """Start a process there; the calling thread stays."""
-    kernel.setns(pod.namespace.fd, kernel.CLONE_NEWNET)
+    kernel.setns(pod.netns.fd, kernel.CLONE_NEWNET)
     return subprocess.Popen(["sleep", "infinity"])
 
 

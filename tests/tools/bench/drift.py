@@ -174,7 +174,7 @@ def _fighting(pod: Pod) -> Iterator[None]:
     over = threading.Event()
 
     def work() -> None:
-        kernel.setns(pod.namespace.fd, kernel.CLONE_NEWNET)
+        kernel.setns(pod.netns.fd, kernel.CLONE_NEWNET)
         library = nftables.Nftables()
         while not over.wait(0.001):
             _nft(library, "flush ruleset")
@@ -200,7 +200,7 @@ def _add_way_out() -> None:
 
 def _inside(pod: Pod, function: Callable[[], T]) -> T:
     def enter() -> T:
-        kernel.setns(pod.namespace.fd, kernel.CLONE_NEWNET)
+        kernel.setns(pod.netns.fd, kernel.CLONE_NEWNET)
         return function()
 
     return call_in_thread(enter)

@@ -107,7 +107,7 @@ def _warm_up(node: Node, spec: RedirectSpec) -> Floor:
 
 def _enter_new(node: Node) -> None:
     (pod,) = node.pods(1)
-    kernel.setns(pod.namespace.fd, kernel.CLONE_NEWNET)
+    kernel.setns(pod.netns.fd, kernel.CLONE_NEWNET)
 
 
 def _fault(way: str, spec: RedirectSpec) -> str:

@@ -51,7 +51,7 @@ class Pod:
     """Borrowed from the `Node`."""
 
     number: int
-    namespace: Netns
+    netns: Netns
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class Pod:
     @property
     def path(self) -> str:
         """Of its network namespace."""
-        return f"/proc/{os.getpid()}/fd/{self.namespace.fd}"
+        return f"/proc/{os.getpid()}/fd/{self.netns.fd}"
 
     @property
     def address(self) -> IPv4Address:
