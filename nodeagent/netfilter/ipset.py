@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from types import TracebackType
-from typing import Self
 
 from nodeagent.linux.netlink import NLM_F_EXCL, Netlink, attribute, attributes
 from nodeagent.mesh.pod import IPAddress
@@ -145,17 +143,6 @@ class Ipsets:
     def close(self) -> None:
         """Close the socket. Idempotent."""
         self._netlink.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _command(number: int) -> int:

@@ -111,7 +111,7 @@ class ProbeWatch:
         """Report a repair; return the seconds for which there is to be no other check."""
         self._last_repair = now
         self._repairs += 1
-        log.warning("the host's rules for probes repaired", drift=list(check.drift[:10]))
+        log.warning("the host's rules for probes repaired", differed=list(check.drift[:10]))
         if self._repairs == self._contested_from:
             self._contested_from *= 2
             log.error(

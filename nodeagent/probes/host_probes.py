@@ -177,7 +177,7 @@ class HostProbes:
     def _repair(self, occasion: Occasion) -> Repair:
         repair = self._backend.repair(self._claims, occasion)
         if repair.drift:
-            log.info("host probe rules written", drift=list(repair.drift))
+            log.info("host probe rules written", differed=list(repair.drift))
         return repair
 
     def _restore(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ iptables has no transaction over both families and the sets: where one of them f
 before it have been written. A later look makes up for the rest.
 """
 
+import contextlib
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -217,7 +218,7 @@ def reference(variant: Variant, rules: ProbeRules) -> Layout:
     """
 
     def write_and_read() -> Layout:
-        with Ipsets() as sets:
+        with contextlib.closing(Ipsets()) as sets:
             for version in rules.versions:
                 sets.create(SETS[version], version)
                 write_chain(variant, _FAMILIES[version], rules, None)

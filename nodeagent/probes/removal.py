@@ -79,7 +79,7 @@ def probed_addresses() -> frozenset[IPAddress]:
     Without those of a backend that the kernel does not have.
     """
     found: set[IPAddress] = set()
-    with contextlib.suppress(RulesError), Ipsets() as sets:
+    with contextlib.suppress(RulesError), contextlib.closing(Ipsets()) as sets:
         for name in SETS.values():
             found.update(sets.comments(name))
     with contextlib.suppress(RulesError), contextlib.closing(ProbeTable()) as table:
@@ -133,7 +133,7 @@ def _is_probe_rule(rule: str, family: Family) -> bool:
 
 def _remove_sets(versions: Collection[int], done: Removal) -> None:
     try:
-        with Ipsets() as sets:
+        with contextlib.closing(Ipsets()) as sets:
             for version, name in SETS.items():
                 if sets.header(name) is None:
                     continue

@@ -89,7 +89,6 @@ _ELSEWHERE = {
     "nodeagent/linux/netlink.py": "tests/netfilter/test_readers.py, tests/redirect/test_routes.py",
     "nodeagent/linux/syscalls.py": "each function is one call: tests/netns/test_threads.py",
     "nodeagent/netfilter/drift.py": "tests/agent/test_drift.py",
-    "nodeagent/netfilter/ipset.py": "tests/probes/test_iptables_backend.py",
     "nodeagent/netfilter/iptables_tables.py": "tests/redirect/test_iptables_state.py",
     "nodeagent/netns/holders.py": "for the uninstall: tests/node/test_uninstall.py",
     "nodeagent/probes/drift.py": "tests/agent/test_host_drift.py",

@@ -1,5 +1,6 @@
 """ipsets over plain netlink, against the `ipset` program in a network namespace of its own."""
 
+import contextlib
 from collections.abc import Callable
 from ipaddress import ip_address
 
@@ -14,7 +15,7 @@ V4, V6 = ip_address("10.1.0.1"), ip_address("fd00::1")
 
 def with_sets(host: IptablesHost, work: Callable[[Ipsets], object]) -> object:
     def enter() -> object:
-        with Ipsets() as sets:
+        with contextlib.closing(Ipsets()) as sets:
             return work(sets)
 
     return host.run(enter)

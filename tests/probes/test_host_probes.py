@@ -275,14 +275,14 @@ async def test_addresses_are_taken_as_they_are_in_packets(host: Host, probes: Ho
 async def test_a_failed_change_is_not_forgotten(host: Host, probes: HostProbes) -> None:
     """An address that a pod lost in a change that failed goes with the retry."""
     await probes.ensure(enrolled("a", V4))
-    standing = host.nft(f"list table {TABLE}")
+    listing = host.nft(f"list table {TABLE}")
     host.nft("flush ruleset")
     owner = host.run(nftables.Nftables)
     assert owner.cmd(f"add table {TABLE} {{ flags owner; }}")[0] == 0
     with pytest.raises(RetryError):
         await probes.ensure(enrolled("a", OTHER))
     del owner
-    host.nft(standing)
+    host.nft(listing)
     await probes.ensure(enrolled("a", OTHER))
     assert host.owners() == {OTHER: "a"}
 

@@ -1,4 +1,4 @@
-"""The host's probe set on iptables: what is in it, what is mended, what is left alone."""
+"""The host's probe set on iptables: what is in it, what is repaired, what is left alone."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -216,7 +216,7 @@ BREAKAGES = {
 
 @pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("breakage", BREAKAGES)
-async def test_what_others_change_is_mended(
+async def test_what_others_change_is_repaired(
     host: IptablesHost, variant: Variant, probes: BackendMigration, breakage: str
 ) -> None:
     """L1, L20, L23: chain, jump and set are put back, ours first, with every pod's addresses."""

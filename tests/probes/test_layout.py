@@ -61,7 +61,7 @@ async def test_a_flushed_ruleset_is_put_back_whole(host: Host, probes: HostProbe
     ],
 )
 async def test_another_layout_is_replaced(host: Host, probes: HostProbes, change: str) -> None:
-    """L23: whatever was changed beside the addresses is seen, mended, and costs no address."""
+    """L23: whatever was changed beside the addresses is noticed, repaired, and costs no address."""
     await probes.ensure(enrolled("a", V4, V6))
     right = _without_handles(host)
     host.nft(change)
@@ -92,9 +92,9 @@ async def test_every_part_of_the_layout_counts(
 ) -> None:
     """L23: a table that differs in one thing is written anew, with the addresses in it."""
     await probes.ensure(enrolled("a", V4))
-    standing = host.nft(f"list table {TABLE}")
-    assert right in standing
-    host.nft(f"flush ruleset; {standing.replace(right, wrong)}")
+    listing = host.nft(f"list table {TABLE}")
+    assert right in listing
+    host.nft(f"flush ruleset; {listing.replace(right, wrong)}")
     assert await probes.ensure(enrolled("a", V4)) == (drift,)
     assert host.owners() == {V4: "a"}
 
