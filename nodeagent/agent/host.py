@@ -1,4 +1,7 @@
-"""The host's network namespace, as the settings name it, and what the agent has in it."""
+"""What the agent opens and decides in the host's netns, as the settings have it.
+
+Where that netns is, which backend writes rules on this node, and the probe set in it.
+"""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -23,7 +26,10 @@ log = structlog.get_logger()
 async def host_probes(
     settings: Settings, threads: NetnsThreads, variant: Variant | None
 ) -> AsyncIterator[BackendMigration]:
-    """The probe set of the host that the settings name. Raises ``OSError``."""
+    """The host's probe set in the backend for `variant`, None for nftables; closed at the end.
+
+    Nothing is installed yet: call `BackendMigration.start`. Raises ``OSError``.
+    """
     with open_host_netns(settings) as host:
         probes = BackendMigration(variant, probe_rules(settings), threads, host)
         async with contextlib.aclosing(probes):
@@ -31,7 +37,7 @@ async def host_probes(
 
 
 def probe_rules(settings: Settings) -> ProbeRules:
-    """The rules for health probes that the host should have."""
+    """The rules for health probes that the host should have by the settings."""
     return ProbeRules(
         probe_v4=settings.host_probe_snat_ip,
         probe_v6=settings.host_probe_snat_ipv6,
@@ -40,7 +46,11 @@ def probe_rules(settings: Settings) -> ProbeRules:
 
 
 async def iptables_variant(settings: Settings, threads: NetnsThreads) -> Variant | None:
-    """Which iptables programs write the rules; None: they are written for nftables itself."""
+    """The variant of iptables that writes the rules of this node; None: nftables does.
+
+    Raises ``OSError``, and ``RetryError`` where the host's rules are to say the variant and
+    cannot be listed.
+    """
     forced = Variant(settings.force_iptables_binary) if settings.force_iptables_binary else None
     if settings.native_nftables:
         if forced:
@@ -57,12 +67,12 @@ async def iptables_variant(settings: Settings, threads: NetnsThreads) -> Variant
 
 
 def open_host_netns(settings: Settings) -> Netns:
-    """Open it; the caller owns it. Raises ``OSError``."""
+    """Open the host's netns, for the caller to close. Raises ``OSError``."""
     return Netns.open(host_path(settings) or "/proc/thread-self/ns/net")
 
 
 def host_path(settings: Settings) -> str | None:
-    """Path of the host's network namespace; None: it is the agent's own."""
+    """The path of the host's netns; None: it is the netns that the agent runs in."""
     if settings.host_netns is None and settings.host_prefix:
         return settings.on_host("/proc/1/ns/net")
     return settings.host_netns

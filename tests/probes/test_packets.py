@@ -130,16 +130,23 @@ async def test_forwarded_traffic_keeps_its_source(
     pod: Pod, other: Pod, host: Host, probes: HostProbes, version: int
 ) -> None:
     """What a pod sends to an enrolled one through the host still has that pod's address."""
-    target, source = BEYOND[version], address(other, version)
+    async with app_beyond(pod, version) as target:
+        await probes.ensure(enrolled("a", target))
+        assert ip_address((await ask(other, target, APP))[1]) == address(other, version)
+        assert "packets 0 bytes 0 snat" in host.nft(f"list table {TABLE}")
+        assert await probed_from(target) == PROBE[version]
+
+
+@contextlib.asynccontextmanager
+async def app_beyond(pod: Pod, version: int) -> AsyncIterator[IPAddress]:
+    """An app at an address of `pod` that other pods reach only through the host."""
+    target = BEYOND[version]
     pod.shell(f"ip addr add {target} dev eth0{' nodad' if version == 6 else ''}")
     ip_batch(f"route add {target} via {address(pod, version)}")
-    await probes.ensure(enrolled("a", target))
     await met(pod, version)
     with forwarding():
         async with echo_app(pod, target, APP):
-            assert ip_address((await ask(other, target, APP))[1]) == source
-            assert "packets 0 bytes 0 snat" in host.nft(f"list table {TABLE}")
-            assert await probed_from(target) == PROBE[version]
+            yield target
 
 
 @contextlib.contextmanager

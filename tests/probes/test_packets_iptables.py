@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 
 import pytest
 
@@ -13,17 +14,15 @@ from nodeagent.probes.migration import BackendMigration
 from tests.lab.apps import ask, echo_app
 from tests.lab.host import PROBE_V4, Host, enrolled, uninstall
 from tests.lab.ipsets import KINDS, probes_in
-from tests.lab.lab import Lab, ip_batch
+from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 from tests.probes.test_packets import (
     APP,
-    BEYOND,
     PROBE,
     address,
-    forwarding,
+    app_beyond,
     gateway,
     host,
-    met,
     probed_from,
 )
 
@@ -61,15 +60,10 @@ async def test_forwarded_traffic_keeps_its_source(
     pod: Pod, other: Pod, probes: BackendMigration, version: int
 ) -> None:
     """What a pod sends to an enrolled one through the host still has that pod's address."""
-    target, source = BEYOND[version], address(other, version)
-    pod.shell(f"ip addr add {target} dev eth0{' nodad' if version == 6 else ''}")
-    ip_batch(f"route add {target} via {address(pod, version)}")
-    await probes.ensure(enrolled("a", target))
-    await met(pod, version)
-    with forwarding():
-        async with echo_app(pod, target, APP):
-            assert (await ask(other, target, APP))[1] == str(source)
-            assert await probed_from(target) == PROBE[version]
+    async with app_beyond(pod, version) as target:
+        await probes.ensure(enrolled("a", target))
+        assert ip_address((await ask(other, target, APP))[1]) == address(other, version)
+        assert await probed_from(target) == PROBE[version]
 
 
 async def test_a_masquerade_that_comes_first_loses_its_place(
