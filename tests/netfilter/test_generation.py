@@ -1,107 +1,13 @@
-"""Rules that nobody has changed are not read again; whatever was changed is."""
+"""The kernel's count of transactions."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
-from dataclasses import replace
-
-import pytest
-
-from nodeagent.config import load
-from nodeagent.mesh.pod import DNS_CAPTURE, PodUID
-from nodeagent.mesh.pod import Pod as Workload
 from nodeagent.netfilter.generation import own_generation
-from nodeagent.netfilter.iptables_programs import Variant
-from nodeagent.netfilter.nft_state import Tables
-from nodeagent.netns.netns import Netns
-from nodeagent.netns.threads import NetnsThreads
-from nodeagent.redirect import nft_backend
-from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.defaults import RedirectDefaults
-from nodeagent.redirect.redirector import PodRedirector
 from tests.lab.pod import Pod
-from tests.lab.xtables import marked
-
-WORKLOAD = Workload(uid=PodUID("1"), name="web", namespace="shop")
-INTENT = RedirectDefaults.from_settings(load({}, {}))
-
-
-@pytest.fixture
-def threads() -> Iterator[NetnsThreads]:
-    with closing(NetnsThreads()) as threads:
-        yield threads
-
-
-@pytest.fixture
-async def settled(pod: Pod, threads: NetnsThreads) -> AsyncIterator[tuple[PodRedirector, Netns]]:
-    """A redirector that has found all of the pod right."""
-    redirector = PodRedirector(threads, INTENT, Backends.choose(None), lambda _: None)
-    with Netns.open(pod.path) as namespace:
-        assert (await redirector.ensure(namespace, WORKLOAD)).differed
-        assert not (await redirector.ensure(namespace, WORKLOAD)).differed
-        yield redirector, namespace
-
-
-Settled = tuple[PodRedirector, Netns]
-
-
-async def test_quiet_rules_are_not_read(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """L25: the look of every minute costs next to nothing where nothing happens."""
-    redirector, namespace = settled
-
-    def unreadable() -> Tables:
-        raise AssertionError("read")
-
-    monkeypatch.setattr(nft_backend, "read", unreadable)
-    assert not (await redirector.ensure(namespace, WORKLOAD)).differed
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "nft flush chain inet istio-ambient-nat output",
-        "nft delete table inet istio-ambient-raw",
-        "nft add chain inet istio-ambient-nat foreign",
-        "iptables-nft-restore --noflush",
-        "iptables-legacy-restore --noflush",
-        "ip rule del priority 32764",
-    ],
-)
-async def test_whatever_changes_is_seen(pod: Pod, settled: Settled, change: str) -> None:
-    """L1, L7: rules, leftovers of another backend and routes, at the very next look."""
-    redirector, namespace = settled
-    pod.shell(change, stdin=marked("nat", "ISTIO_OUTPUT"))
-    assert (await redirector.ensure(namespace, WORKLOAD)).differed
-    assert not (await redirector.ensure(namespace, WORKLOAD)).differed
-
-
-async def test_another_intent_is_seen(settled: Settled) -> None:
-    """L1: what the pod should have may change though its rules did not."""
-    redirector, namespace = settled
-    other = replace(WORKLOAD, annotations={DNS_CAPTURE: "false"})
-    assert (await redirector.ensure(namespace, other)).differed
-    assert not (await redirector.ensure(namespace, other)).differed
-
-
-async def test_next_namespace_is_looked_into(other: Pod, settled: Settled) -> None:
-    """L14: what was right in one namespace says nothing of the next one's rules."""
-    redirector, _ = settled
-    with Netns.open(other.path) as namespace:
-        assert (await redirector.ensure(namespace, WORKLOAD)).differed
 
 
 def test_generation_grows_with_each_transaction(pod: Pod) -> None:
-    """It stands still while somebody reads, and does not while somebody writes."""
+    """Reading leaves the count as it is, and each write changes it."""
     before = pod.run(own_generation)
     pod.shell("nft list ruleset")
     assert pod.run(own_generation) == before
     pod.shell("nft add table ip foreign")
     assert pod.run(own_generation) != before
-
-
-def test_legacy_rules_have_no_generation(pod: Pod) -> None:
-    """iptables-legacy's rules change without a count: they are always read."""
-    backends = Backends.choose(None)
-    assert pod.run(backends.fingerprint) is not None
-    assert pod.run(Backends.choose(Variant.LEGACY).fingerprint) is None, "with no table yet"
-    pod.shell("iptables-legacy -t nat -L")
-    assert pod.run(backends.fingerprint) is None

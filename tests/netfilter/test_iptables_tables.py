@@ -36,7 +36,7 @@ def test_a_look_runs_no_program(
     """L36: a look at rules that are right, or at a pod without any, asks the kernel itself."""
     backend = IptablesBackend(variant)
     inside(pod, backend.ensure, SPEC)
-    inside(pod, backend.inspect, SPEC)  # what should stand is tried out once
+    inside(pod, backend.inspect, SPEC)  # what should be there is tried out once
     other = IptablesBackend(next(each for each in Variant if each is not variant))
     with monkeypatch.context() as patch:
         for pattern in ("iptables", "ip6tables"):

@@ -50,8 +50,8 @@ def test_no_number_below_1024_is_free() -> None:
     assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr
 
 
-def test_the_namespace_is_that_of_the_thread_that_opens() -> None:
-    """What is applied stands where it was asked for, and nowhere else."""
+def test_the_netns_is_that_of_the_thread_that_opens() -> None:
+    """What is applied is in the netns of the caller, and nowhere else."""
 
     def work() -> set[str]:
         apply(render(spec()))

@@ -38,7 +38,7 @@ variants = st.builds(
 
 
 def replayed(*turns: RedirectSpec) -> Tables:
-    """What stands where each of `turns` has taken the place of the one before."""
+    """What is installed after each of `turns` has taken the place of the one before."""
 
     def work() -> Tables:
         for turn in turns:
@@ -64,8 +64,8 @@ def with_a_bad_rule(wanted: Tables, chain: str, count: int = 1) -> Tables:
 
 @contextmanager
 def unchanged(pod: Pod) -> Iterator[None]:
-    """Everything stands as it did, handles and counters included."""
-    pod.shell("ip link set eth0 down")  # the kernel's own small talk would be counted
+    """Everything is as it was, handles and counters included."""
+    pod.shell("ip link set eth0 down")  # the kernel's own packets would be counted
     before = pod.shell("nft -a list ruleset")
     yield
     assert pod.shell("nft -a list ruleset") == before
@@ -118,7 +118,7 @@ def test_a_refused_rule_changes_nothing(pod: Pod, count: int) -> None:
 
 
 def test_a_table_that_came_in_between_is_not_added_to(pod: Pod) -> None:
-    """L7: of two agents that found nothing, the second fails, and no rule stands twice."""
+    """L7: of two agents that found nothing, the second fails, and no rule is there twice."""
     pod.run(lambda: batch.replace((), reference(spec())))
     with unchanged(pod), pytest.raises(RulesError, match=f"EEXIST; at: table {MANGLE}$"):
         pod.run(lambda: batch.replace((), reference(spec())))

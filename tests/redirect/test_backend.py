@@ -53,7 +53,7 @@ def test_a_look_creates_nothing(pod: Pod, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", Family, ids=str)
 def test_a_look_at_existing_tables_adds_none(pod: Pod, family: Family) -> None:
-    """L7: where legacy tables stand already, listing them makes no further one."""
+    """L7: where there are legacy tables already, listing them makes no further one."""
     inside(pod, restore, Variant.LEGACY, family, "*nat\nCOMMIT\n")
     before = tables(pod)
     assert before == "nat\n"
@@ -88,7 +88,7 @@ def test_leftovers_of_the_others_are_swept(pod: Pod, chosen: Variant | None) -> 
 def test_moving_from_one_backend_to_another(
     pod: Pod, first: Variant | None, second: Variant | None
 ) -> None:
-    """L8: after the move the first one's rules are gone, the second one's stand."""
+    """L8: after the move the first one's rules are gone, the second one's are there."""
     inside(pod, Backends.choose(first).chosen.ensure, SPEC)
     backends = Backends.choose(second)
     inside(pod, backends.chosen.ensure, SPEC)

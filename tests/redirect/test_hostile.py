@@ -173,7 +173,7 @@ async def test_kernel_without_an_expression(
     lacking: str,
     reason: str,
 ) -> None:
-    """What the kernel cannot do is told with the rule that needs it; the former rules stand."""
+    """What the kernel cannot do is told with the rule that needs it; the former rules are left."""
     await ensure(redirector, pod, rerouting("former"))
     before = pod.shell("nft -a -s list ruleset")
     with monkeypatch.context() as kernel:

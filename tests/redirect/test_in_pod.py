@@ -1,4 +1,4 @@
-"""Looking at what stands, and mending what differs."""
+"""Finding what differs in a pod, and repairing it."""
 
 import subprocess
 import sys
@@ -214,7 +214,7 @@ def test_removal_does_not_ask_what_was_wanted(pod: Pod) -> None:
 
 
 def test_a_refused_transaction_changes_nothing(pod: Pod) -> None:
-    """What stood before a commit that fails stands after it, to the byte."""
+    """What was there before a commit that fails is there after it, to the byte."""
     pod.run(lambda: ensure(WANTED))
     unplug(pod)
     before = everything(pod)
@@ -272,7 +272,7 @@ def test_many_pods_at_once(lab: Lab) -> None:
 
 
 def test_rules_do_not_wait_for_a_route(pod: Pod) -> None:
-    """L1: with `lo` down a route cannot be had; the rules stand all the same: it fails closed."""
+    """L1: with `lo` down there can be no route; rules are written all the same: it fails closed."""
     pod.shell("ip link set lo down")
     with pytest.raises(RulesError, match="ENETDOWN"):
         pod.run(lambda: ensure(spec()))

@@ -274,7 +274,7 @@ async def test_leave_keeps_what_is_open(
 
 
 def never_tried(directory: Path) -> RedirectSpec:
-    """What should stand is tried out once for each kind of pod: this one was not."""
+    """Return a spec whose rules were not tried out yet: that happens once for each spec."""
     return replace(SPEC, reroute_interfaces=(f"i{abs(hash(directory)) % 10**12}",))
 
 

@@ -58,7 +58,7 @@ def test_a_sidecars_chain_is_not_taken_over(pod: Pod, variant: Variant) -> None:
 def test_a_sweep_beside_our_rules_spares_others(
     pod: Pod, stranger: str, chosen: Variant | None
 ) -> None:
-    """L30: what stands beside rules of ours is not ours for that."""
+    """L30: what is beside rules of ours is not ours for that."""
     STRANGERS[stranger](pod)
     before = everything(pod)
     backends = Backends.choose(chosen)

@@ -124,12 +124,12 @@ def nat_output(text: str) -> list[str]:
 def test_the_jump_is_moved_only_where_it_is_misplaced(
     jumps: tuple[int, ...], commands: list[str]
 ) -> None:
-    """L20: the jump ends up once and first; one that stands so is left alone."""
+    """L20: the jump ends up once and first; one that is there is left alone."""
     assert nat_output(render(SPEC, Family.V4, replacing=installed(*jumps))) == commands
 
 
 def test_tables_that_are_no_longer_wanted_go() -> None:
-    """What stands of ours and is not wanted is removed by the same text."""
+    """What is there of ours and not wanted is removed by the same text."""
     raw: Chains = {(Table.RAW, Hook.OUTPUT): Chain(rules=(), jumps=(1,), held=False)}
     text = render(replace(SPEC, dns_capture=False), Family.V4, replacing=raw)
     assert "*raw\n-D OUTPUT -j ISTIO_OUTPUT\n-F ISTIO_OUTPUT\n-X ISTIO_OUTPUT\nCOMMIT\n" in text

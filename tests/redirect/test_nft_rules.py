@@ -36,7 +36,7 @@ def test_nft_accepts_every_variant(variant: RedirectSpec) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text(min_size=1, max_size=17))
 def test_a_tenants_interface_name_adds_nothing(name: str) -> None:
-    """A name is refused, or stands in exactly its own four rules, as text that nft accepts."""
+    """A name is refused, or is in exactly its own four rules, as text that nft accepts."""
     try:
         wanted = spec(reroute_interfaces=(name,))
     except ValueError:

@@ -314,7 +314,7 @@ def test_many_policy_rules_like_ours(pod: Pod) -> None:
 
 
 def test_routing_that_cannot_be_read(pod: Pod) -> None:
-    """L35: with a pod that changes its policy rules all the time, the rules stand all the same."""
+    """L35: with a pod that always changes its policy rules, the rules are written all the same."""
 
     def look() -> None:
         with pytest.MonkeyPatch.context() as patch:

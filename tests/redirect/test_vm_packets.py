@@ -115,7 +115,7 @@ def test_istio_can_take_the_place(pod: Pod, interfaces: tuple[str, ...]) -> None
     pod.run(lambda: ensure(wanted, backends))
     istio.take_over(pod)
     listing = pod.shell("nft list ruleset")
-    assert "nodeagent layout" in listing, "the tables are those that stood"
+    assert "nodeagent layout" in listing, "the tables are those that were there"
     assert listing.count("redirect to :15006") == 2
     pod.run(lambda: ensure(wanted, backends))
     assert pod.run(lambda: inspect(wanted, backends)) == ()
