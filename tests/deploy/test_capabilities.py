@@ -18,7 +18,7 @@ from tests.deploy.capability_scripts import (
     process,
 )
 
-_ENROL = """
+_ENROLL = """
 import sys
 from nodeagent.linux import syscalls
 from nodeagent.netns.netns import Netns
@@ -45,7 +45,7 @@ def legacy_pod() -> Iterator[str]:
         yield pid
 
 
-@pytest.mark.parametrize(("script", "subject"), [(_ENROL, "pod"), (LOOK, "legacy_pod")])
+@pytest.mark.parametrize(("script", "subject"), [(_ENROLL, "pod"), (LOOK, "legacy_pod")])
 def test_capabilities_suffice(
     request: pytest.FixtureRequest, tmp_path: Path, script: str, subject: str
 ) -> None:
@@ -62,8 +62,8 @@ def test_capabilities_suffice(
 def test_no_capability_is_idle(pod: str, tmp_path: Path, missing: str, refused: str) -> None:
     """Without any one of them it cannot, and this is the call that the kernel refuses."""
     given = granted().without(missing).capabilities
-    done = attempt(_ENROL, pod, sorted(given), tmp_path / "lock")
-    assert refused in failed_line(_ENROL, done.stderr)
+    done = attempt(_ENROLL, pod, sorted(given), tmp_path / "lock")
+    assert refused in failed_line(_ENROLL, done.stderr)
 
 
 def test_raw_sockets_are_for_legacy_tables(legacy_pod: str, tmp_path: Path) -> None:
