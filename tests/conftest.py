@@ -51,6 +51,7 @@ class _Need:
 
 _NEEDS = (
     _Need("apiserver", frozenset({"control_plane"}), binaries.missing),
+    _Need("helm", frozenset({"chart"}), binaries.helm_missing),
     _Need("runtime", frozenset({"containerd"}), runtime.missing),
     _Need("libcni", frozenset({"libcni_driver"}), libcni.missing),
     _Need("plugins", frozenset({"bridge"}), chains.missing),
@@ -116,6 +117,12 @@ def deployed(control_plane: ControlPlane) -> ControlPlane:
     """The same, with `deploy/base` applied: ServiceAccount istio-system/nodeagent may work."""
     apply(control_plane.admin, build(DEPLOY / "base"))
     return control_plane
+
+
+@pytest.fixture
+def chart() -> Path:
+    """The chart in `deploy`, for tests that render it."""
+    return DEPLOY / "chart"
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""Where the tests' etcd, kube-apiserver and kustomize come from.
+"""Where the tests' etcd, kube-apiserver, kustomize and helm come from.
 
 KUBEBUILDER_ASSETS, envtest's convention, names a folder with them (kubectl has
 kustomize). Otherwise etcd is Debian's, and the others are built from `apiserver/` and
-`kustomize/`, once per machine, which takes some minutes: `python -m
-tests.cluster.binaries` does that. A test run builds nothing: it has no network.
+`kustomize/`; helm is built from `helm/` always. That is once per machine, and takes some
+minutes: `python -m tests.cluster.binaries` does it. A test run builds nothing: it has no
+network.
 """
 
 import contextlib
@@ -18,7 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_BUILT = {"kube-apiserver": _HERE / "apiserver", "kustomize": _HERE / "kustomize"}
+_BUILT = {
+    "kube-apiserver": _HERE / "apiserver",
+    "kustomize": _HERE / "kustomize",
+    "helm": _HERE / "helm",
+}
+_NOT_IN_ASSETS = ("helm",)
 _INPUTS = ("go.mod", "go.sum", "main.go")
 _NO_TOOLCHAIN = 3
 """Exit status that says: left out, not broken."""
@@ -57,7 +63,7 @@ def find() -> Binaries:
     etcd = shutil.which("etcd")
     if etcd is None:
         raise MissingError("no etcd: apt-get install etcd-server, or set KUBEBUILDER_ASSETS")
-    for name in _BUILT:
+    for name in ("kube-apiserver", "kustomize"):
         if not os.access(_cached(name), os.X_OK):
             raise MissingError(
                 f"no {name}: run `python -m tests.cluster.binaries` (minutes, once for this "
@@ -65,6 +71,25 @@ def find() -> Binaries:
             )
     kustomize = (str(_cached("kustomize")), "build")
     return Binaries(etcd=etcd, apiserver=str(_cached("kube-apiserver")), kustomize=kustomize)
+
+
+def helm() -> str:
+    """Path of the program that renders and checks a chart. Raises `MissingError`."""
+    path = _cached("helm")
+    if not os.access(path, os.X_OK):
+        raise MissingError(
+            "no helm: run `python -m tests.cluster.binaries` (minutes, once for this machine)"
+        )
+    return str(path)
+
+
+def helm_missing() -> str | None:
+    """Why the chart's tests are left out; None where they are not."""
+    try:
+        helm()
+    except MissingError as error:
+        return str(error)
+    return None
 
 
 def missing() -> str | None:
@@ -78,12 +103,13 @@ def missing() -> str | None:
 
 def build() -> Binaries:
     """Build what is not there, and say where all are. Raises `MissingError`."""
-    if not os.environ.get("KUBEBUILDER_ASSETS"):
-        for name, source in _BUILT.items():
-            target = _cached(name)
-            with _locked(target.parent):
-                if not os.access(target, os.X_OK):
-                    _build(source, target)
+    for name, source in _BUILT.items():
+        if os.environ.get("KUBEBUILDER_ASSETS") and name not in _NOT_IN_ASSETS:
+            continue
+        target = _cached(name)
+        with _locked(target.parent):
+            if not os.access(target, os.X_OK):
+                _build(source, target)
     return find()
 
 
@@ -137,7 +163,7 @@ def _main() -> int:
     except MissingError as error:
         print(f"tests.cluster.binaries: {error}", file=sys.stderr)
         return _NO_TOOLCHAIN if isinstance(error, NoToolchainError) else 1
-    for path in (binaries.etcd, binaries.apiserver, binaries.kustomize[0]):
+    for path in (binaries.etcd, binaries.apiserver, binaries.kustomize[0], helm()):
         print(path)
     return 0
 
