@@ -70,6 +70,12 @@ def _setting(
     )
 
 
+def _switch(group: str, *, default: bool, help: str) -> Any:  # noqa: A002 - argparse's word
+    """Make a field of ``Settings`` that is on or off."""
+    shown = str(default).lower()
+    return _setting(group, "BOOL", parse_bool, default=default, shown=shown, help=help)
+
+
 _PODS, _MESH, _NETWORK, _ZTUNNEL, _CNI, _AGENT = (
     "where pods come from",
     "which pods are in the mesh",
@@ -126,12 +132,9 @@ class Settings:
         help="where a container has the host's /proc, /run, /etc/cni/net.d and /opt/cni/bin",
     )
 
-    ambient_enabled: bool = _setting(
+    ambient_enabled: bool = _switch(
         _MESH,
-        "BOOL",
-        parse_bool,
         default=True,
-        shown="true",
         help="false: no pod is in the mesh, no ztunnel is served, the plugin is in no chain",
     )
     exclude_namespaces: frozenset[str] = _setting(
@@ -158,20 +161,14 @@ class Settings:
         help="the namespace of ztunnel's pods, which are not enrolled themselves",
     )
 
-    ambient_dns_capture: bool = _setting(
+    ambient_dns_capture: bool = _switch(
         _NETWORK,
-        "BOOL",
-        parse_bool,
         default=True,
-        shown="true",
         help="send pods' DNS queries to ztunnel too",
     )
-    ambient_ipv6: bool = _setting(
+    ambient_ipv6: bool = _switch(
         _NETWORK,
-        "BOOL",
-        parse_bool,
         default=True,
-        shown="true",
         help="redirect IPv6 as well as IPv4",
     )
     host_probe_snat_ip: IPv4Address = _setting(
@@ -188,12 +185,9 @@ class Settings:
         default=IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
         help="the same for IPv6",
     )
-    native_nftables: bool = _setting(
+    native_nftables: bool = _switch(
         _NETWORK,
-        "BOOL",
-        parse_bool,
         default=True,
-        shown="true",
         help="write rules for nftables itself; otherwise through the iptables programs",
     )
     force_iptables_binary: str = _setting(
@@ -212,12 +206,9 @@ class Settings:
         shown="that of PID 1 under HOST_PREFIX, else the agent's own",
         help="the host's network namespace: where health probes come from, and never a pod's",
     )
-    keep_open_connections: bool = _setting(
+    keep_open_connections: bool = _switch(
         _NETWORK,
-        "BOOL",
-        parse_bool,
         default=False,
-        shown="false",
         help="a running pod that joins keeps the connections that it has, past ztunnel,\n"
         "until they close; otherwise they are reset",
     )
@@ -278,28 +269,19 @@ class Settings:
         shown="the first valid one",
         help="the primary CNI configuration in CNI_NET_DIR",
     )
-    chained_cni_plugin: bool = _setting(
+    chained_cni_plugin: bool = _switch(
         _CNI,
-        "BOOL",
-        parse_bool,
         default=True,
-        shown="true",
         help="join the primary's chain; otherwise write a configuration of its own, for Multus",
     )
-    istio_owned_cni_config: bool = _setting(
+    istio_owned_cni_config: bool = _switch(
         _CNI,
-        "BOOL",
-        parse_bool,
         default=True,
-        shown="true",
         help="join in a copy of the primary that sorts before it; otherwise in its own file",
     )
-    cni_assume_one_config: bool = _setting(
+    cni_assume_one_config: bool = _switch(
         _CNI,
-        "BOOL",
-        parse_bool,
         default=False,
-        shown="false",
         help="a container runtime that cannot be asked is one that loads a single configuration:\n"
         "our copy of the primary goes before it there too",
     )
@@ -310,12 +292,9 @@ class Settings:
         default="02-istio-cni.conflist",
         help="the name of that copy",
     )
-    cni_conf_group_read: bool = _setting(
+    cni_conf_group_read: bool = _switch(
         _CNI,
-        "BOOL",
-        parse_bool,
         default=False,
-        shown="false",
         help="a new configuration can be read by its group too (mode 0640 instead of 0600)",
     )
     cni_let_through_namespaces: frozenset[str] = _setting(
@@ -327,12 +306,9 @@ class Settings:
         help="namespaces, besides those of EXCLUDE_NAMESPACES, whose pods start while no agent\n"
         "can say whether they are in the mesh, comma-separated; those that are come into it late",
     )
-    remove_startup_taint: bool = _setting(
+    remove_startup_taint: bool = _switch(
         _CNI,
-        "BOOL",
-        parse_bool,
         default=False,
-        shown="false",
         help="take STARTUP_TAINT off the agent's own node once it is ready",
     )
     startup_taint: str = _setting(
@@ -373,12 +349,9 @@ class Settings:
         default="istio-system",
         help="the namespace of that pod",
     )
-    release_pods_on_uninstall: bool = _setting(
+    release_pods_on_uninstall: bool = _switch(
         _AGENT,
-        "BOOL",
-        parse_bool,
         default=False,
-        shown="false",
         help="when the agent goes from its node for good, take every pod out of the mesh before,\n"
         "in order; otherwise they stay redirected until they are made anew",
     )

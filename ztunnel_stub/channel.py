@@ -4,7 +4,6 @@ import array
 import asyncio
 import socket
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from google.protobuf.message import Message
@@ -79,12 +78,7 @@ class Channel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._socket.close()
 
 

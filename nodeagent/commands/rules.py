@@ -7,8 +7,8 @@ from nodeagent.cluster.manifest_folder import ManifestFolder
 from nodeagent.commands.errors import CommandError
 from nodeagent.config import Settings, require_manifests
 from nodeagent.log import printable
-from nodeagent.mesh.pod import Pod, PodUID
-from nodeagent.redirect.defaults import RedirectDefaults
+from nodeagent.mesh.pod import Pod
+from nodeagent.redirect.defaults import NO_POD, RedirectDefaults
 from nodeagent.redirect.nft_rules import render
 from nodeagent.redirect.routes import LocalRoute, PolicyRule
 from nodeagent.redirect.rules import REPLY_TABLE, SPARE_TABLES, RedirectSpec
@@ -26,7 +26,7 @@ def main(options: argparse.Namespace, settings: Settings) -> int:
 
 def _rules(settings: Settings, pods: Sequence[str]) -> Iterator[str]:
     if not pods:
-        yield _text(settings, _NO_POD)
+        yield _text(settings, NO_POD)
         return
     folder = require_manifests(settings)
     known = {str(pod): pod for pod in ManifestFolder(folder).pods()}
@@ -34,10 +34,6 @@ def _rules(settings: Settings, pods: Sequence[str]) -> Iterator[str]:
         if name not in known:
             raise CommandError(f"there is no pod {name} in {folder}")
         yield f"# pod {name}\n{_text(settings, known[name])}"
-
-
-_NO_POD = Pod(uid=PodUID(""), name="", namespace="")
-"""A pod that asks for nothing: its rules are those of the settings."""
 
 
 def _text(settings: Settings, pod: Pod) -> str:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from nodeagent.linux import syscalls as kernel
@@ -92,12 +91,7 @@ class Netns:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -9,8 +9,11 @@ from typing import Self
 
 from nodeagent.config import Settings
 from nodeagent.mesh.overrides import pod_overrides
-from nodeagent.mesh.pod import Pod
+from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.redirect.rules import RedirectSpec
+
+NO_POD = Pod(uid=PodUID(""), name="", namespace="")
+"""A pod that overrides nothing: its redirection is what the settings say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ _POINTS: tuple[tuple[Any, str], ...] = (
     (pod, "remove_entry"),
     (batch, "replace"),
     (batch, "remove"),
-    (Connection, "_send"),
+    (socket.socket, "sendmsg"),
     (Connection, "receive"),
     (HostProbes, "ensure"),
     (HostProbes, "remove"),

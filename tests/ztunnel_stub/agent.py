@@ -5,7 +5,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 from nodeagent.zds import zds_pb2
@@ -98,12 +97,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

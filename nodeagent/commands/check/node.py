@@ -6,15 +6,13 @@ import tempfile
 
 from nodeagent.commands.check.check import Check, bad, good
 from nodeagent.config import Settings
-from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_variant import host_uses_legacy
 from nodeagent.netfilter.scratch import in_scratch_netns
 from nodeagent.redirect.backend import Backends
-from nodeagent.redirect.defaults import RedirectDefaults
+from nodeagent.redirect.defaults import NO_POD, RedirectDefaults
 
-_NO_POD = Pod(uid=PodUID(""), name="", namespace="")
 # linux/capability.h
 _NET_ADMIN = {"NET_ADMIN": 12}
 _NET_RAW = {"NET_RAW": 13}
@@ -78,7 +76,7 @@ def check_legacy_lock(settings: Settings, tables: str = LEGACY_TABLES) -> Check 
 
 def check_rules(settings: Settings) -> Check:
     """A pod's rules can be installed and read back, in a netns that is made for the check."""
-    spec, _ = RedirectDefaults.from_settings(settings).of(_NO_POD)
+    spec, _ = RedirectDefaults.from_settings(settings).of(NO_POD)
 
     def attempt() -> str:
         try:
