@@ -42,7 +42,7 @@ Identity = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A pod or namespace and the number of the document, from 1, that it stands in."""
+    """A pod or namespace, with the number of its document in the file, from 1."""
 
     number: int
     value: Pod | Namespace

@@ -117,7 +117,7 @@ class UninstallDetector:
     def _warn(self, error: ApiError) -> None:
         log.warning("own pod cannot be read", pod=self._pod_name, error=str(error))
 
-    async def is_uninstall(self, *, timeout: float = _TIMEOUT) -> bool:  # noqa: ASYNC109 - part of what is asked
+    async def is_uninstall(self, *, timeout: float = _TIMEOUT) -> bool:  # noqa: ASYNC109 - one limit for all its requests
         """Whether no agent will follow this one; False where that cannot be told.
 
         `timeout` is in seconds. Raises nothing.

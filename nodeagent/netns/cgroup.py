@@ -1,7 +1,7 @@
 """Which pod a process belongs to, as the paths of its cgroups tell.
 
-kubelet puts a pod's UID into the name of the pod's cgroup, after ``pod``. What stands
-around it differs with the cgroup driver, the runtime and the cgroup version:
+kubelet puts a pod's UID into the name of the pod's cgroup, after ``pod``. What is before
+and after it differs with the cgroup driver, the runtime and the cgroup version:
 https://github.com/kubernetes/kubernetes/tree/master/pkg/kubelet/cm
 
 What is below a pod's cgroup is named by whoever may write there, which can be the pod.
