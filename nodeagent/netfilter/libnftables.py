@@ -6,6 +6,8 @@ many open. In the library's thread its socket has a single-digit number, however
 descriptors the rest of the agent has.
 """
 
+import errno
+import os
 import queue
 import socket
 import threading
@@ -13,8 +15,10 @@ import threading
 import nftables
 
 from nodeagent.linux import fd_limit as descriptors
-from nodeagent.netfilter.errors import RulesError, wrap_oserror
+from nodeagent.netfilter.errors import RulesError, explain, wrap_oserror
 from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
+
+_ERRNO = {os.strerror(number): number for number in errno.errorcode}
 
 
 class Library:
@@ -38,13 +42,14 @@ class Library:
     def apply(self, text: str) -> None:
         """Hand `text` to the kernel as one transaction; nothing has changed if it raises.
 
-        Raises `RulesError` with all that the library says.
+        Raises `RulesError` with the reason and the statement that was refused.
         """
         assert not self._closed, "closed"  # noqa: S101 - a mistake of ours, no fault
-        self._texts.put(text)
+        # Of several lines the library shows the first in an error, so it gets one.
+        self._texts.put(text.replace("\n", ";").replace("\t", " "))
         refusal = self._answers.get()
         if refusal is not None:
-            raise RulesError(str(refusal))
+            raise RulesError(_explain_refusal(str(refusal)))
 
     def close(self) -> None:
         """End the thread, and with it the library's socket. Idempotent."""
@@ -66,3 +71,15 @@ class Library:
             self._answers.put((errors or "no reason given") if code else None)
         # In this thread: to every other one, the socket's number is another descriptor.
         del library
+
+
+def _explain_refusal(errors: str) -> str:
+    """Make one line of the library's report: the reason, and the statement that it points to."""
+    lines = [*errors.splitlines(), "", "", ""]
+    reason = lines[0].rpartition(": ")[2]
+    if reason in _ERRNO:
+        reason = explain(_ERRNO[reason])
+    place = lines[2].find("^")
+    start = lines[1].rfind(";", 0, max(place, 0)) + 1
+    statement = lines[1][start:].partition(";")[0].strip()
+    return f"nftables refused the rules: {reason}; at: {statement}"

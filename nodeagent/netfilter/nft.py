@@ -1,11 +1,8 @@
 """nftables' own language: a rule as text, and the library that hands texts to the kernel."""
 
-import errno
-import os
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
-from nodeagent.netfilter.errors import RulesError, explain
 from nodeagent.netfilter.libnftables import Library
 from nodeagent.netfilter.rule import (
     Accept,
@@ -24,7 +21,6 @@ from nodeagent.netfilter.rule import (
 )
 
 _NFPROTO = {Family.V4: "ipv4", Family.V6: "ipv6"}
-_ERRNO = {os.strerror(number): number for number in errno.errorcode}
 
 
 def render_rule(rule: Rule) -> str:
@@ -43,13 +39,9 @@ def apply(text: str) -> None:
 
     Raises `RulesError`; nothing has changed then.
     """
-    # A socket stays in the netns in which it was opened: the library lives for this call only.
-    # In an error the library shows the first line of the text only: it gets one line.
-    library = Library()
+    library = Library()  # for this call only: its socket stays in the netns of this thread
     try:
-        library.apply(text.replace("\n", ";").replace("\t", " "))
-    except RulesError as error:
-        raise RulesError(_explain_refusal(str(error))) from error
+        library.apply(text)
     finally:
         library.close()
 
@@ -114,15 +106,3 @@ def _mark(name: str, condition: Is[Mark] | Not[Mark]) -> str:
 
 def _header(address: Address) -> str:
     return "ip" if isinstance(address, IPv4Address | IPv4Network) else "ip6"
-
-
-def _explain_refusal(errors: str) -> str:
-    """Make one line of the library's report: the reason, and the statement that it points to."""
-    lines = [*errors.splitlines(), "", "", ""]
-    reason = lines[0].rpartition(": ")[2]
-    if reason in _ERRNO:
-        reason = explain(_ERRNO[reason])
-    place = lines[2].find("^")
-    start = lines[1].rfind(";", 0, max(place, 0)) + 1
-    statement = lines[1][start:].partition(";")[0].strip()
-    return f"nftables refused the rules: {reason}; at: {statement}"

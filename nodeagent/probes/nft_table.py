@@ -83,11 +83,7 @@ class ProbeTable:
 
     def apply(self, text: str) -> None:
         """Hand `text` to the kernel as one transaction; nothing has changed if it raises."""
-        try:
-            self._library.apply(text)
-        except RulesError as error:
-            reason = str(error).partition("\n")[0].rpartition("Error: ")[2]
-            raise RulesError(f"nftables refused: {reason or 'no reason given'}") from error
+        self._library.apply(text)
 
     def generation(self) -> int:
         """The kernel's count of changes to any nftables rules or sets in the netns."""
