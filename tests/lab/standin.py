@@ -99,15 +99,21 @@ async def udp_ask(
     source_port: int = 0,
     mark: int | None = None,
 ) -> str:
-    """Send a datagram and return the answer. Raises ``TimeoutError``."""
+    """Ask again every second, as a resolver does, and return the answer. Raises ``TimeoutError``.
+
+    A datagram is lost where the kernel is still looking for the neighbor, for one.
+    """
     loop = asyncio.get_running_loop()
     with pod.socket(family_of(address), socket.SOCK_DGRAM, mark=mark) as sock:
         anywhere = "::" if address.version == 6 else "0.0.0.0"
         sock.bind((str(source or anywhere), source_port))
         sock.connect((str(address), port))
         async with asyncio.timeout(PATIENCE):
-            await loop.sock_sendall(sock, b"query")
-            return (await loop.sock_recv(sock, 512)).decode()
+            while True:
+                await loop.sock_sendall(sock, b"query")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        return (await loop.sock_recv(sock, 512)).decode()
 
 
 @contextlib.asynccontextmanager
