@@ -9,6 +9,7 @@ from nodeagent import config
 from nodeagent.commands.istio_settings import translate
 from nodeagent.config import SettingError, Settings
 from tests.deploy import istio_chart
+from tests.docs.texts import ROOT
 
 
 def settings(*arguments: str, **environ: str) -> Settings:
@@ -144,3 +145,10 @@ def test_the_chart_itself(profile: istio_chart.Profile) -> None:
     assert (made.node_name, made.pod_name) == ("n1", "istio-cni-node-abcde")
     assert made.native_nftables is profile.nftables
     assert made.istio_owned_cni_config is profile.own_configuration
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """Whoever looks a variable of the chart up in docs/migrate.md finds it."""
+    text = (ROOT / "docs/migrate.md").read_text()
+    named = {name for profile in istio_chart.PROFILES for name in profile.environ(node="", pod="")}
+    assert [name for name in named if name not in text and not name.startswith("REPAIR_")] == []
