@@ -44,7 +44,7 @@ def ensure(
     all the same, so that the pod's traffic fails rather than bypasses ztunnel, and
     `RulesError` is raised in the end.
     """
-    mended: list[str] = []
+    differed: list[str] = []
     refused: RulesError | None = None
     with _routing() as netlink:
         try:
@@ -54,19 +54,20 @@ def ensure(
         if routing.conflicts:
             refused = RulesError("; ".join(routing.conflicts))
         for entry in routing.missing:
-            mended.append(f"{entry} is missing")
+            differed.append(f"{entry} is missing")
             try:
                 add_entry(netlink, entry)
             except RulesError as error:
                 refused = error
         if not rules_are_right:
-            mended += backends.chosen.ensure(spec)
+            differed += backends.chosen.ensure(spec)
         if refused:
             raise refused
         for entry in (*routing.twice, *routing.unwanted):
             remove_entry(netlink, entry)
-            mended.append(f"{entry} is {'there twice' if entry in routing.twice else 'not wanted'}")
-    return tuple(mended)
+            fault = "there twice" if entry in routing.twice else "not wanted"
+            differed.append(f"{entry} is {fault}")
+    return tuple(differed)
 
 
 def is_installed(backends: Backends = NFTABLES) -> bool:

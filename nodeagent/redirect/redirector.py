@@ -49,7 +49,7 @@ class PodRedirector:
         self._defaults = defaults
         self._backends = backends
         self._on_drift = on_drift
-        self._right = WeakKeyDictionary[Netns, "_Right"]()
+        self._verified = WeakKeyDictionary[Netns, "_Verified"]()
         """For each netns the spec and fingerprint that were right at the last call."""
         self._unswept = WeakKeyDictionary[Netns, "_Unswept"]()
         """Where leftovers of another backend could not be removed."""
@@ -69,13 +69,13 @@ class PodRedirector:
             _warn_once(warning)
         unswept = self._unswept.get(netns)
         try:
-            inspection, right, swept = await self._threads.run(
+            inspection, verified, swept = await self._threads.run(
                 netns,
                 partial(
                     _ensure,
                     spec,
                     self._backends,
-                    self._right.get(netns),
+                    self._verified.get(netns),
                     sweeping=unswept is None or unswept.is_due(),
                 ),
             )
@@ -84,9 +84,9 @@ class PodRedirector:
             raise TransientError(f"redirection: {error}") from error
         except (RulesError, OSError) as error:
             raise RetryError(f"redirection: {error}") from error
-        self._right.pop(netns, None)
-        if right is not None:
-            self._right[netns] = right
+        self._verified.pop(netns, None)
+        if verified is not None:
+            self._verified[netns] = verified
         if swept is not None:
             _log_removed(swept.removed, netns, pod)
             if unswept is None:
@@ -132,13 +132,13 @@ class PodRedirector:
             removed = await self._threads.run(netns, partial(in_pod.remove, self._backends))
         except (RulesError, OSError) as error:
             raise RetryError(f"removing the redirection: {error}") from error
-        self._right.pop(netns, None)
+        self._verified.pop(netns, None)
         self._unswept.pop(netns, None)
         _log_removed(removed, netns, pod)
         return bool(removed)
 
 
-_Right = tuple[RedirectSpec, int]
+_Verified = tuple[RedirectSpec, int]
 """The spec that a netns has, and the fingerprint of its rules then."""
 
 
@@ -159,19 +159,19 @@ class _Unswept:
 
 
 def _ensure(
-    spec: RedirectSpec, backends: Backends, known: _Right | None, *, sweeping: bool
-) -> tuple[Inspection, _Right | None, Swept | None]:
+    spec: RedirectSpec, backends: Backends, known: _Verified | None, *, sweeping: bool
+) -> tuple[Inspection, _Verified | None, Swept | None]:
     fingerprint = backends.fingerprint()  # before reading: a change meanwhile makes another
-    right = None if fingerprint is None else (spec, fingerprint)
-    unchanged = right is not None and right == known
+    verified = None if fingerprint is None else (spec, fingerprint)
+    unchanged = verified is not None and verified == known
     differed = in_pod.ensure(spec, backends, rules_are_right=unchanged)
     # Last: no failure of it may keep away what protects the pod (L35).
     swept = backends.sweep() if sweeping and not unchanged else None
     if not unchanged and (swept is None or swept.left or swept.unseen):
-        right = None  # what another backend has is read again
+        verified = None  # what another backend has is read again
     differed += swept.removed if swept else ()
     inspection = Inspection(differed=differed, silent=silent_ports(spec))
-    return inspection, right, swept  # where rules were repaired, the fingerprint is another by now
+    return inspection, verified, swept  # after a repair the fingerprint is another
 
 
 def _release(spec: RedirectSpec, backends: Backends) -> int:
