@@ -30,6 +30,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 _CODE = struct.Struct("=i")
 _DUMP_SIZE = 32 * 1024  # the kernel never sends a larger part of a dump: netlink_dump()
 _DUMP_ATTEMPTS = 10
+LONGEST_DUMP = 16 << 20
+"""Bytes that a dump may have: 40,000 nftables rules. A pod decides how many rules it has."""
 
 
 class Netlink:
@@ -46,24 +48,37 @@ class Netlink:
         With `most` the dump ends after so many answers. The kernel then does not make the rest:
         the socket is closed, and a new one opened in the calling thread's netns. A
         dump during which something changed is repeated. Raises ``OSError``: EAGAIN where the
-        changes do not stop.
+        changes do not stop, EFBIG where there is more than `LONGEST_DUMP`.
         """
         request = _message(kind, NLM_F_REQUEST | NLM_F_DUMP, body)
         for _ in range(_DUMP_ATTEMPTS):
             self._socket.send(request)
             bodies: list[bytes] = []
+            size = 0
             consistent = True
             for flags, answer in self._answers():
                 consistent = consistent and not flags & _NLM_F_DUMP_INTR
                 if answer is not None:
                     bodies.append(answer)
-                if len(bodies) == most:
+                    size += len(answer)
+                if len(bodies) == most or size > LONGEST_DUMP:
                     self._socket.close()
                     self._socket = _open(self._protocol)
-                    return bodies
+                    if len(bodies) == most:
+                        return bodies
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             if consistent:
                 return bodies
         raise OSError(errno.EAGAIN, "changed by others all the time while it was read")
+
+    def each(self, kind: int, body: bytes) -> Iterator[bytes]:
+        """Yield the body of each answer to the dump request `kind`, and keep none.
+
+        For what there may be any number of. Read to the end: an unread rest makes the socket
+        useless. Raises ``OSError``.
+        """
+        self._socket.send(_message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
+        return (answer for _, answer in self._answers() if answer is not None)
 
     def first(self, kind: int, body: bytes) -> bytes | None:
         """Return the body of the first answer to the dump request `kind`; None for none.

@@ -32,6 +32,8 @@ _HOOKS = {Hook.PREROUTING: 0, Hook.OUTPUT: 3, Hook.POSTROUTING: 4}  # NF_INET_â€
 _ENTRIES = struct.Struct("=32sI4x")  # name, size; then the entries
 _ATTEMPTS = 10
 """To read a table: its size is asked for first, and may change before the entries are."""
+LARGEST_TABLE = 16 << 20
+"""Bytes of a table that is read: 100,000 rules. A pod may have one of 512 MiB."""
 
 _TARGET_SIZE = 32  # bytes: size, name, revision; then the target's own data
 _VERDICT = struct.Struct("=i")  # the data of the target without a name
@@ -133,6 +135,8 @@ def _get(layout: _Layout, table: str) -> tuple[Places, bytes]:
         for _ in range(_ATTEMPTS):
             info = kernel.ask_socket(fd, layout.level, _GET_INFO, _INFO.pack(name, *(0,) * 13))
             _, _, *numbers, _, size = _INFO.unpack(info)
+            if size > LARGEST_TABLE:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             question = _ENTRIES.pack(name, size) + bytes(size)
             try:
                 answer = kernel.ask_socket(fd, layout.level, _GET_ENTRIES, question)

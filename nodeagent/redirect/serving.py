@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from collections.abc import Iterator
 
 from nodeagent.linux.netlink import Netlink
 from nodeagent.netfilter.errors import wrap_oserror
@@ -38,21 +39,19 @@ def open_connections() -> int:
     return sum(port in ports for port in _local_ports(_OPEN))
 
 
-def _local_ports(states: int) -> list[int]:
+def _local_ports(states: int) -> Iterator[int]:
+    """Yield the local port of each socket, one by one: a pod may have a million of them."""
     with wrap_oserror("list the sockets"), Netlink(_NETLINK_SOCK_DIAG) as netlink:
-        return [
-            _SOURCE_PORT.unpack_from(body)[0]
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for body in _sockets(netlink, family, states)
-        ]
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in _sockets(netlink, family, states):
+                yield _SOURCE_PORT.unpack_from(body)[0]
 
 
-def _sockets(netlink: Netlink, family: socket.AddressFamily, states: int) -> list[bytes]:
+def _sockets(netlink: Netlink, family: socket.AddressFamily, states: int) -> Iterator[bytes]:
     try:
-        return netlink.dump(
+        yield from netlink.each(
             _SOCK_DIAG_BY_FAMILY, _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states)
         )
     except FileNotFoundError:  # a kernel without IPv6 has no sockets of it
         if family is socket.AF_INET:
             raise
-        return []

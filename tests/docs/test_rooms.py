@@ -82,10 +82,8 @@ _ELSEWHERE = {
     "nodeagent/commands/uninstall.py": "tests/agent/test_takeover.py, tests/node/test_uninstall.py",
     "nodeagent/linux/directory_watch.py": "tests/cluster/test_manifest_folder.py",
     "nodeagent/linux/fd_limit.py": "tests/agent/test_crowds.py",
-    "nodeagent/linux/netlink.py": "tests/redirect/test_routes.py",
     "nodeagent/linux/syscalls.py": "each function is one call: tests/netns/test_threads.py",
     "nodeagent/netns/holders.py": "for the uninstall: tests/node/test_uninstall.py",
-    "nodeagent/probes/drift.py": "tests/agent/test_host_drift.py",
 }
 """Modules that nothing tests in the place of their path: why, or which tests do so instead."""
 

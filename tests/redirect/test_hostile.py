@@ -20,6 +20,7 @@ from nodeagent.config import Settings
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import REROUTE_VIRTUAL_INTERFACES, PodUID
 from nodeagent.mesh.pod import Pod as MeshPod
+from nodeagent.netfilter import iptables_legacy
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect.backend import Backends
@@ -225,3 +226,16 @@ async def test_thousands_of_tables_and_chains(redirector: PodRedirector, pod: Po
     chains = (f"add chain inet t0 c{n}" for n in range(2000))
     pod.shell("nft -f -", stdin="\n".join((*tables, *chains)))
     assert pod.run(cost) < 5 * before
+
+
+@pytest.mark.usefixtures("xtables_lock")
+async def test_a_table_that_is_too_large(
+    redirector: PodRedirector, pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A legacy table may have 512 MiB: it is not read, and the pod is redirected all the same."""
+    pod.shell("iptables-legacy -t nat -A OUTPUT -j ACCEPT")
+    monkeypatch.setattr(iptables_legacy, "LARGEST_TABLE", 100)
+    with Netns.open(pod.path) as namespace:
+        inspection = await redirector.ensure(namespace, PLAIN)
+        assert "EFBIG" in inspection.uncleaned
+    assert pod.run(read)
