@@ -20,6 +20,7 @@ from nodeagent.cluster.uninstall_detector import UninstallDetector
 from nodeagent.config import Settings
 from nodeagent.linux import syscalls as kernel
 from nodeagent.linux.fd_limit import raise_nofile_limit
+from nodeagent.linux.thread_start import ThreadPool
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.netns.netns import Netns
 
@@ -40,6 +41,7 @@ async def run(settings: Settings) -> int:
     """
     kernel.share_malloc_arena()
     raise_nofile_limit(_EXPECTED_DESCRIPTORS)
+    asyncio.get_running_loop().set_default_executor(ThreadPool())
     async with cluster_of(settings) as api:
         detector = _uninstall_detector(settings, api)
         ready: asyncio.Future[Reconciler[Netns]] = asyncio.Future()

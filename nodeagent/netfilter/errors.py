@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _HINTS = {
+    errno.EAGAIN: "a passing shortage of the machine's, of threads say; tried again",
+    errno.EFBIG: "the kernel's answer is too long: something makes too many of these; remove them",
     errno.EPERM: "CAP_NET_ADMIN is missing, or another process owns the table",
     errno.EACCES: "refused: a capability is missing, or SELinux or the like forbids it",
     errno.ENOENT: "the kernel lacks a feature that this needs, or it was just removed",

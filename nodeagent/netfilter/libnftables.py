@@ -15,6 +15,7 @@ import threading
 import nftables
 
 from nodeagent.linux import fd_limit as descriptors
+from nodeagent.linux.thread_start import start_thread
 from nodeagent.netfilter.errors import RulesError, explain, wrap_oserror
 from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER
 
@@ -28,11 +29,12 @@ class Library:
     """
 
     def __init__(self) -> None:
-        """Start the library's thread. Raises `RulesError` where there is no nftables."""
+        """Start the library's thread. Raises `RulesError`: there is no nftables, or no thread."""
         self._texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[str | OSError | None] = queue.SimpleQueue()
         # A new thread is in the netns of the one that starts it.
-        threading.Thread(target=self._work, name="libnftables", daemon=True).start()
+        with wrap_oserror("start a thread"):
+            start_thread(threading.Thread(target=self._work, name="libnftables", daemon=True))
         self._closed = False
         failure = self._answers.get()
         if isinstance(failure, OSError):

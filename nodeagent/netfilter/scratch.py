@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from nodeagent.linux import syscalls as kernel
+from nodeagent.linux.thread_start import start_thread
 from nodeagent.netfilter.errors import wrap_oserror
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ def in_scratch_netns(function: Callable[[], T]) -> T:
             result.set_exception(error)
 
     thread = threading.Thread(target=work, name="scratch-netns")
-    thread.start()
+    with wrap_oserror("start a thread"):
+        start_thread(thread)
     thread.join()
     return result.result()

@@ -38,8 +38,8 @@ class Processes:
 
     def __init__(self, prefix: str) -> None:
         """`prefix` is before the host's ``/proc``; "" on a bare host."""
-        proc = f"{prefix}/proc"
-        self._scan = SharedScan(lambda: asyncio.to_thread(scan_processes, proc), apart=_APART)
+        self._proc = f"{prefix}/proc"
+        self._scan = SharedScan(self._scan_in_thread, apart=_APART)
 
     async def paths(self, uid: str) -> Sequence[str]:
         """Paths on the host, one for each netns, that of the pod's oldest process first.
@@ -52,6 +52,12 @@ class Processes:
         if not pids:
             raise RetryError("no process is in a cgroup of the pod")
         return [f"/proc/{pid}/ns/net" for pid in pids]
+
+    async def _scan_in_thread(self) -> Mapping[str, Sequence[int]]:
+        try:
+            return await asyncio.to_thread(scan_processes, self._proc)
+        except OSError as error:  # of the thread: a scan raises none
+            raise RetryError(f"no thread can be started: {error.strerror}") from error
 
 
 def scan_processes(proc: str) -> Mapping[str, Sequence[int]]:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from nodeagent.linux import syscalls as kernel
+from nodeagent.linux.thread_start import start_thread
 from nodeagent.netns.costs import Account, Cost, Limits
 from nodeagent.netns.netns import Netns, NetnsId
 
@@ -128,12 +129,18 @@ class NetnsThreads:
         job = _Job(target, function, place, self._so_far, self._ended)
         self._running += 1
         if self._closed:
-            job.refuse()
+            job.refuse(OSError(errno.ESHUTDOWN, "the agent stops"))
             return job.result
+        if self._running > len(self._threads):
+            try:
+                self._start_thread()
+            except OSError as error:
+                if not self._threads:
+                    job.refuse(error)
+                    return job.result
+                # Otherwise the job waits until one of the threads is free.
         if place.lane is self._lane:
             place.overtime = job.loop.call_later(self._may_take, self._give_up_place, place)
-        if self._running > len(self._threads):
-            self._start_thread()
         self._jobs.put(job)
         return job.result
 
@@ -154,8 +161,8 @@ class NetnsThreads:
         # A new thread starts in the netns of the thread that makes it, so only the event
         # loop's thread makes them, never one that may be in a pod.
         thread = threading.Thread(target=self._work, name="netns", daemon=True)
+        start_thread(thread)
         self._threads.add(thread)
-        thread.start()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -247,10 +254,10 @@ class _Job(Generic[T]):
             self.loop.call_soon_threadsafe(self._settle, value, error, cost, lost)
         return returned
 
-    def refuse(self) -> None:
+    def refuse(self, reason: OSError) -> None:
         """End the job without having begun."""
         os.close(self._target)
-        self._settle(None, OSError("the agent stops"), Cost(0, 0), None)
+        self._settle(None, reason, Cost(0, 0), None)
 
     def _settle(
         self, value: Any, error: BaseException | None, cost: Cost, lost: threading.Thread | None

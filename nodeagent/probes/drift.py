@@ -99,6 +99,12 @@ class ProbeWatch:
                 self._failure = str(error)
                 log.warning("the host's rules for probes cannot be kept", reason=str(error))
             return self._retry.delay()
+        except Exception as error:
+            # A fault of ours here must not end the agent, on which every pod depends.
+            if repr(error) != self._failure:
+                self._failure = repr(error)
+                log.exception("unexpected failure", work="the host's rules for probes")
+            return self._retry.delay()
         self._failure = ""
         self._retry.reset()
         if check.drift:

@@ -107,6 +107,10 @@ class BackendMigration:
             done = await self._threads.run(self._host, work)
         except OSError as error:
             done = Removal(failed=[f"host probes: {error}"])
+        except Exception as error:
+            # A fault of ours here must not end the agent: the pods have their probes.
+            log.exception("unexpected failure", work="former host probe rules")
+            done = Removal(failed=[f"host probes: unexpected: {error!r}"])
         if done.removed:
             log.info("former host probe rules removed", removed=done.removed)
         if done.left:

@@ -56,11 +56,21 @@ class Installer:
                 tasks.create_task(self._watch(path), name=f"watch {path}")
             while True:
                 self._wakeup.clear()
-                result = await _finished(asyncio.to_thread(self._repairer.go_over, self._placement))
+                result = await self._go_over()
                 self.passes += 1
                 if result.installed:
                     self.installed.set()
                 await self._until_due(result)
+
+    async def _go_over(self) -> PassResult:
+        problems = self._repairer.problems
+        try:
+            result = await _finished(asyncio.to_thread(self._repairer.go_over, self._placement))
+        except OSError as error:  # of the thread: a pass says by its result what it meets
+            problems.met("thread", f"no thread can be started: {error.strerror}")
+            return PassResult(installed=False, again_in=_RETRY, failed=True)
+        problems.solved("thread")
+        return result
 
     async def _until_due(self, result: PassResult) -> None:
         if result.failed and result.again_in is not None:
