@@ -130,3 +130,12 @@ async def test_reader_that_has_gone(checked_shim: Path, model_agent: ModelAgent)
     assert await process.wait() == 1
     assert process.stderr is not None
     assert await process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(("command", "printed"), [("ADD", PREVIOUS), ("CHECK", b""), ("DEL", b"")])
+async def test_istios_agent_is_back(
+    shim: Path, model_agent: ModelAgent, command: str, printed: bytes
+) -> None:
+    """It has no such path: our entry is in nobody's way, and the chain goes on to Istio's."""
+    model_agent.status, model_agent.body = 404, b"404 page not found\n"
+    assert await run(shim, command, configuration(model_agent.socket)) == Finished(0, printed)

@@ -20,7 +20,7 @@ static bool starts_with(const char *at, const char *end, const char *prefix)
     return (size_t)(end - at) >= length && strncasecmp(at, prefix, length) == 0;
 }
 
-static bool parse_status(const char *at, const char *end, bool *success)
+static bool parse_status(const char *at, const char *end, struct answer *answer)
 {
     /* "HTTP/1.1 200 OK": the reason is for people and may be missing. */
     if (end - at < 12 || !starts_with(at, end, "HTTP/1.") || at[8] != ' ') {
@@ -31,7 +31,8 @@ static bool parse_status(const char *at, const char *end, bool *success)
             return false;
         }
     }
-    *success = memcmp(at + 9, "200", 3) == 0;
+    answer->success = memcmp(at + 9, "200", 3) == 0;
+    answer->unknown = memcmp(at + 9, "404", 3) == 0;
     return at[9] != '1' && (end - at == 12 || at[12] == ' ');
 }
 
@@ -69,7 +70,7 @@ enum progress answer_parse(struct view received, struct answer *answer)
     if (stop == NULL) {
         return received.length < ANSWER_HEAD_LIMIT ? ANSWER_PARTIAL : ANSWER_FOREIGN;
     }
-    if (!parse_status(line, stop, &answer->success)) {
+    if (!parse_status(line, stop, answer)) {
         return ANSWER_FOREIGN;
     }
     for (;;) {

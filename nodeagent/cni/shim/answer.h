@@ -15,6 +15,7 @@ enum progress {
 
 struct answer {
     bool success; /* status 200 */
+    bool unknown; /* status 404: whoever answers has no such path */
     struct view body;
 };
 
