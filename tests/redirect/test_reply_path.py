@@ -65,7 +65,7 @@ def gateway(lab: Lab, pod: Pod) -> Pod:
         for one, its in ((pod, mine), (gateway, theirs)):
             nodad = "nodad" if version == 6 else ""
             one.shell(f"ip addr add {its}/{length} dev net1 {nodad}")
-        gateway.shell(f"ip addr add {DISTANT[version]} dev lo")
+        gateway.shell(f"ip addr add {DISTANT[version]} dev lo {nodad}")
         pod.shell(
             f"{IP[version]} route add default via {theirs} dev net1 table 100",
             f"{IP[version]} rule add from {mine} lookup 100",
