@@ -272,6 +272,8 @@ def _notice_a_dead_peer(response: aiohttp.ClientResponse) -> None:
     """Have the kernel end the connection within a minute of the other end's death."""
     if (connection := response.connection) and connection.transport:
         connected = connection.transport.get_extra_info("socket")
+        if connected is None:  # TLS: the connection has ended, and nobody was told yet
+            return
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE.items():
             connected.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -276,3 +277,45 @@ def give(folder: Path, **status: str) -> None:
 
 def runs(folder: Path) -> int:
     return len((folder / "runs").read_text().splitlines())
+
+
+class _EndedConnection:
+    """An answer over TLS whose connection has ended before its body was asked for.
+
+    Then asyncio's transport names no socket, for one turn of the event loop.
+    """
+
+    status = 200
+
+    def __init__(self) -> None:
+        self.response = self.connection = self.transport = self.content = self
+        self.configuration = SimpleNamespace(host="https://server")
+
+    async def request(self, *_: object, **__: object) -> Any:
+        return self
+
+    def get_extra_info(self, _: str) -> None:
+        """There is no socket any more."""
+
+    async def authorization(self) -> None:
+        """No credential."""
+
+    def refused(self) -> None:
+        """Nobody is refused."""
+
+    def abort(self) -> None:
+        """It has ended."""
+
+    def close(self) -> None:
+        """It has ended."""
+
+    async def readany(self) -> bytes:
+        return b""
+
+
+async def test_a_stream_that_ends_at_once() -> None:
+    """It is a stream without a line, and no fault that would end the watch, and the agent."""
+    ended = _EndedConnection()
+    api = ApiServer(access.Access(ended, ended))
+    async with api.stream(PODS, params={}, accept="application/json", silence=1) as lines:
+        assert [line async for line in lines] == []
