@@ -30,21 +30,30 @@ def read(variant: Variant, *, making: bool = False) -> Tables:
     return read_tables(variant, CHAINS, making=making)
 
 
-@lru_cache(maxsize=64)
 def reference(variant: Variant, spec: RedirectSpec, family: Family) -> Chains:
     """What `read` gives in one family where `spec` is true and nothing else was done.
 
     Found out by making these rules in a netns that exists only for this call, because each
-    version of the programs has its own notation. The limit of 64 keeps a tenant with many
-    interface lists from filling the memory. Raises `RulesError`.
+    version of the programs has its own notation. Of interface lists there are as many as
+    tenants write: who has one does not take the place of others' rules in the cache. Raises
+    `RulesError`.
     """
+    found_out = _found_out_for_lists if spec.reroute_interfaces else _found_out
+    return found_out(variant, spec, family)
 
+
+def _find_out(variant: Variant, spec: RedirectSpec, family: Family) -> Chains:
     def done() -> Chains:
         if text := render(spec, family):
             restore(variant, family, text)
         return read(variant).get(family, {})
 
     return in_scratch_netns(done)
+
+
+_found_out = lru_cache(maxsize=None)(_find_out)
+"""Without a bound: what is left of a spec without its list is a few yes and no."""
+_found_out_for_lists = lru_cache(maxsize=64)(_find_out)
 
 
 class IptablesBackend:

@@ -30,23 +30,32 @@ def reference(spec: RedirectSpec) -> Tables:
     """What `read` gives where `spec` is true and nothing else was done.
 
     Found out by making these rules in a netns that exists only for this call. Pods differ in
-    few ways, so it happens a few times in the agent's life. Raises `RulesError`.
+    few ways, so it happens a few times in the agent's life. Only of interface lists there are
+    as many as tenants write: who has one neither makes others wait nor takes the place of
+    their rules in the cache. Raises `RulesError`.
     """
     # The first pods come all at once, with the same rules: the others wait for the first's.
+    if spec.reroute_interfaces:
+        with _finding_out_for_lists:
+            return _found_out_for_lists(spec)
     with _finding_out:
         return _found_out(spec)
 
 
-_finding_out = threading.Lock()
+_finding_out, _finding_out_for_lists = threading.Lock(), threading.Lock()
 
 
-@lru_cache(maxsize=64)  # a tenant with many interface lists must not make it grow
-def _found_out(spec: RedirectSpec) -> Tables:
+def _find_out(spec: RedirectSpec) -> Tables:
     def done() -> Tables:
         apply(render(spec, replacing=()))
         return read()
 
     return in_scratch_netns(done)
+
+
+_found_out = lru_cache(maxsize=None)(_find_out)
+"""Without a bound: what is left of a spec without its list is a few yes and no."""
+_found_out_for_lists = lru_cache(maxsize=64)(_find_out)
 
 
 class NftablesBackend:
