@@ -334,6 +334,14 @@ class Settings:
         shown=":8000 with the Kubernetes API, else none",
         help="[HOST]:PORT for /readyz and /healthz; empty for none",
     )
+    monitoring_port: int | None = _setting(
+        _AGENT,
+        "PORT",
+        checks.port_or_none,
+        default=None,
+        shown="15014 with the Kubernetes API, else 0",
+        help="port of /metrics, for Prometheus; 0 for none",
+    )
     pod_name: str = _setting(
         _AGENT,
         "NAME",

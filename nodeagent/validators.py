@@ -62,6 +62,13 @@ def listen_address(text: str) -> str:
     return text
 
 
+def port_or_none(text: str) -> int:
+    """A port to listen on, or 0."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) < 65536):
+        raise ValueError("a port from 1 to 65535 is expected, or 0")
+    return int(text)
+
+
 def taint_key(text: str) -> str:
     """The key of a node's taint."""
     if not re.fullmatch(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):

@@ -38,7 +38,7 @@ def test_every_default_that_has_a_text_is_what_the_text_means() -> None:
     words = {"node_name", "pod_manifests", "ambient_enablement_selector", "host_netns"}
     words |= {"force_iptables_binary", "kubeconfig", "container_runtime_endpoint", "host_prefix"}
     words |= {"cni_net_dir", "cni_conf_name", "readiness_address", "pod_name"}
-    words |= {"cni_let_through_namespaces"}
+    words |= {"cni_let_through_namespaces", "monitoring_port"}
     texts = {s.attribute: s.default for s in SETTINGS if s.attribute not in words}
     assert load(texts, {}) == load({}, {})
 
@@ -165,6 +165,8 @@ def test_what_kubelet_calls_an_endpoint_is_taken() -> None:
         ("host_prefix", "host"),
         ("container_runtime_endpoint", "tcp://10.0.0.1:1234"),
         ("readiness_address", "8000"),
+        ("monitoring_port", "65536"),
+        ("monitoring_port", ":80"),
         ("readiness_address", ":0"),
         ("readiness_address", ":65536"),
         ("cni_conf_name", "net.d/10-a.conflist"),

@@ -8,7 +8,7 @@ parts that have news of pods, and the reconciler, which works on that news, is m
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -63,11 +63,14 @@ class Assembly:
             # Pods are redirected and served without these rules, and `probes.keep` tries again.
             log.error("health probes of pods cannot be let through yet", reason=str(error))  # noqa: TRY400 - no traceback: the error's text is for people
 
-    def follow(self) -> None:
-        """Start to follow the pods, and to report on them, as tasks of the group."""
+    def follow(self, on_event: Callable[[str], None] = lambda _: None) -> None:
+        """Start to follow the pods, and to report on them, as tasks of the group.
+
+        `on_event` is told of each event about a pod: ``add``, ``update`` or ``delete``.
+        """
         if self.origin.deliver is not None:
             self.tasks.create_task(self.origin.deliver(), name="status")
-        follow = _follow(self.origin.source, self.reconciler.table)
+        follow = _follow(self.origin.source, self.reconciler.table, on_event)
         self.tasks.create_task(follow, name="pod source")
 
 
@@ -140,13 +143,15 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-async def _follow(source: PodSource, table: Table[Netns]) -> None:
+async def _follow(source: PodSource, table: Table[Netns], on_event: Callable[[str], None]) -> None:
     async with contextlib.aclosing(source.events()) as events:
         async for event in events:
             match event:
                 case PodSeen(pod):
+                    on_event("add" if table.get(pod.uid) is None else "update")
                     table.pod_seen(pod)
                 case PodGone(uid):
+                    on_event("delete")
                     table.pod_gone(uid)
                 case NamespaceSeen(namespace):
                     table.namespace_seen(namespace)

@@ -40,6 +40,7 @@ def plugin_server(
     redirector: PodRedirector,
     origin: Origin,
     missing: Callable[[], Sequence[str]],
+    on_answer: Callable[[int], None],
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Answer the plugin for as long as the context lasts. Raises ``OSError``."""
 
@@ -59,6 +60,7 @@ def plugin_server(
     return serve_plugin(
         settings.cni_agent_run_dir,
         Plugin(table, admission, identify=identify),
+        on_answer,
     )
 
 
@@ -73,9 +75,10 @@ def placement(settings: Settings, known: loading.Loading = loading.UNKNOWN) -> P
     )
 
 
-def installer(settings: Settings) -> Installer | None:
+def installer(settings: Settings, on_attempt: Callable[[bool], None]) -> Installer | None:
     """What keeps the plugin installed; None where CNI_NET_DIR is not set.
 
+    `on_attempt` is told of each installation that succeeds or fails.
     Raises ``NoBinaryError``.
     """
     if settings.cni_net_dir is None:
@@ -96,6 +99,7 @@ def installer(settings: Settings) -> Installer | None:
         repairer,
         placement=placement(settings),
         loading=partial(_ask_runtime, settings),
+        on_attempt=on_attempt,
     )
 
 

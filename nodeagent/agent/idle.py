@@ -8,11 +8,13 @@ import structlog
 from nodeagent.admin.server import serve_admin, serve_health
 from nodeagent.agent.cni_wiring import uninstall_plugin
 from nodeagent.config import Settings
+from nodeagent.metrics.definitions import Metrics
+from nodeagent.metrics.server import serving_metrics
 
 log = structlog.get_logger()
 
 
-async def serve_idle(settings: Settings, health_address: str) -> None:
+async def serve_idle(settings: Settings, health_address: str, monitoring_port: int) -> None:
     """Answer kubelet and ``nodeagent status`` without end; no ztunnel, and no pod is followed.
 
     The plugin of an agent that ran before leaves the CNI chain: pods would wait for an answer.
@@ -28,5 +30,6 @@ async def serve_idle(settings: Settings, health_address: str) -> None:
         )
         if health_address:
             await stack.enter_async_context(serve_health(health_address, missing=list))
+        await stack.enter_async_context(serving_metrics(monitoring_port, Metrics()))
         log.info("ready", pods=0)
         await asyncio.Event().wait()

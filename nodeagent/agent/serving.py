@@ -29,6 +29,8 @@ from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
+from nodeagent.metrics.definitions import Metrics
+from nodeagent.metrics.server import serving_metrics
 from nodeagent.netns.netns import Netns
 from nodeagent.zds.server import ZdsServer
 
@@ -36,6 +38,8 @@ log = structlog.get_logger()
 
 _DEFAULT_READINESS_ADDRESS = ":8000"
 """Where Istio's agent answers kubelet's probes."""
+_DEFAULT_MONITORING_PORT = 15014
+"""Where Istio's agent shows its metrics."""
 _FIRST_ATTEMPTS_TIMEOUT = 10.0
 """Seconds. Then ztunnel is served although some pods were not attempted yet: ztunnel is told
 to keep what it has for them."""
@@ -53,8 +57,9 @@ async def serve(
     """
     log.info("starting", node=settings.node_name, pods_from=settings.pod_manifests or "the cluster")
     if not settings.ambient_enabled:
-        await serve_idle(settings, _readiness_address(settings))
+        await serve_idle(settings, _readiness_address(settings), _monitoring_port(settings))
         return
+    metrics = Metrics()
     readiness = Readiness()
     listed = readiness.token("the first list of pods")
     attempted = readiness.token("a first look at each pod")
@@ -62,9 +67,12 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         node = await stack.enter_async_context(assembled(settings, api, tasks))
         table = node.reconciler.table
-        chain = installer(settings)
+        chain = installer(settings, metrics.installation)
         chained = readiness.token("the plugin in the CNI chain") if chain is not None else None
         listener = await stack.enter_async_context(_sockets(settings, table, readiness))
+        metrics.install_ready_is(lambda: chain is not None and chain.in_place)
+        metrics.ztunnel_connected_is(lambda: node.ztunnels.connected)
+        await stack.enter_async_context(serving_metrics(_monitoring_port(settings), metrics))
         await node.start_probes()
         # Before the first list: a plugin that waits here need not wait for a retry.
         await stack.enter_async_context(
@@ -75,11 +83,12 @@ async def serve(
                 redirector=node.redirector,
                 origin=node.origin,
                 missing=readiness.missing,
+                on_answer=metrics.plugin_request,
             )
         )
         await stack.enter_async_context(tasks)
         tasks.create_task(node.probes.keep_repaired(), name="host probes kept")
-        node.follow()
+        node.follow(metrics.pod_event)
         if detector is not None:
             tasks.create_task(detector.follow(), name="own DaemonSet")
         if chain is not None and chained is not None:
@@ -130,6 +139,12 @@ def _readiness_address(settings: Settings) -> str:
     if settings.readiness_address is None:
         return _DEFAULT_READINESS_ADDRESS if settings.pod_manifests is None else ""
     return settings.readiness_address
+
+
+def _monitoring_port(settings: Settings) -> int:
+    if settings.monitoring_port is None:
+        return _DEFAULT_MONITORING_PORT if settings.pod_manifests is None else 0
+    return settings.monitoring_port
 
 
 async def _prune_probes(node: Assembly) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import structlog
@@ -37,12 +37,20 @@ _STOP_TIMEOUT = 0.2
 
 
 @contextlib.asynccontextmanager
-async def serve_plugin(directory: str, plugin: Plugin[N]) -> AsyncIterator[None]:
+async def serve_plugin(
+    directory: str, plugin: Plugin[N], on_answer: Callable[[int], None] = lambda _: None
+) -> AsyncIterator[None]:
     """Serve ``pluginevent.sock`` and ``log.sock`` in `directory`, to root alone.
 
+    `on_answer` is called with the HTTP status of each answer to a request of the plugin.
     Raises ``OSError`` where a socket cannot be had.
     """
     requests = application(_BOUNDS)
+
+    async def tell(_: web.Request, response: web.StreamResponse) -> None:
+        on_answer(response.status)
+
+    requests.on_response_prepare.append(tell)
     requests.router.add_post("/cni", partial(_call, plugin))
     requests.router.add_post("/cmdadd", partial(_istio_add, plugin))
     logs = application(_BOUNDS)

@@ -30,6 +30,11 @@ class ConnectedZtunnels:
         self._sessions: list[Session] = []
         """In the order of their hellos; the last one is the newest."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a ztunnel that has said hello."""
+        return bool(self._sessions)
+
     async def offer(self, pod: Pod, netns: Netns) -> bool:
         """Hand `pod` over; see `nodeagent.mesh.dependencies.Ztunnels`."""
         try:

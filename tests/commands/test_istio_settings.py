@@ -52,6 +52,7 @@ def test_nothing_given() -> None:
          "istio_owned_cni_config_filename", "01-a.conflist"),
         ("MOUNTED_CNI_NET_DIR", "/host/other", "cni_net_dir", "/other"),
         ("CNI_CONF_GROUP_READ", "true", "cni_conf_group_read", True),
+        ("MONITORING_PORT", "15020", "monitoring_port", 15020),
         ("REPAIR_NODE_NAME", "n1", "node_name", "n1"),
         ("ALLOW_SWITCH_TO_HOST_NS", "false", "host_netns", "/proc/self/ns/net"),
         ("ALLOW_SWITCH_TO_HOST_NS", "true", "host_netns", None),

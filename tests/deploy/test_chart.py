@@ -158,9 +158,6 @@ def test_default_is_the_base() -> None:
         [container] = _pod(documents)["containers"]
         container["env"] = []
         container["securityContext"]["capabilities"]["add"].sort()
-    # Prometheus finds the port by its name; the base leaves it to whoever wants it.
-    ports = _pod(chart)["containers"][0]["ports"]
-    ports[:] = [port for port in ports if port["name"] != "metrics"]
     _pod(base).setdefault("hostNetwork", False)
     for kind in ("DaemonSet", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role",
                  "RoleBinding", "ValidatingAdmissionPolicyBinding"):  # fmt: skip

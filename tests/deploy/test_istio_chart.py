@@ -267,6 +267,11 @@ async def test_the_image_alone_is_changed(
                     return bool(annotations.get(REDIRECTION) == "enabled")
 
                 await eventually(annotated)
+            status, figures = place.answer(15014, "/metrics")
+            assert status == 200
+            assert 'istio_cni_plugin_requests_total{response_code="200"} 2.0' in figures
+            assert "istio_cni_install_ready 1.0" in figures
+            assert "ztunnel_connected 1.0" in figures
             said = place.log.read_text()
             assert said.count("have no effect here") == 1
             warned = [line for line in said.splitlines() if "[warning" in line or "[error" in line]
@@ -295,4 +300,5 @@ async def test_ambient_mode_off(
         await place.until_ready()
         assert json.loads(place.primary.read_text()) == PRIMARY
         assert os.listdir(tmp_path / "ztunnel") == []
+        assert "istio_cni_install_ready 0.0" in place.answer(15014, "/metrics")[1]
         assert await place.stop() == 0

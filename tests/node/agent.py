@@ -22,6 +22,7 @@ class AgentProcess(Node):
         self.settings = config.load(self.flags, {})
 
     def start(self, *, die_after: int = 0) -> None:
+        self.flags["monitoring_port"] = "0"
         # Each agent's pod has a network namespace of its own, and its port with it.
         self.flags["readiness_address"] = f"127.0.0.1:{_free_port()}"
         super().start(die_after=die_after)

@@ -35,12 +35,19 @@ class Installer:
         *,
         placement: Placement,
         loading: Callable[[], Awaitable[Loading]],
+        on_attempt: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """`loading` asks the container runtime, and does not raise where it cannot be asked."""
+        """`loading` asks the container runtime, and does not raise where it cannot be asked.
+
+        `on_attempt` is told of each installation that succeeds (True) or fails.
+        """
         self.installed = asyncio.Event()
         """Set once binary and configuration are in place."""
         self.passes = 0
         """How often the directories were gone over: a change before a pass began is in it."""
+        self.in_place = False
+        """Whether all was in place when the directories were gone over last."""
+        self._on_attempt = on_attempt
         self._repairer = repairer
         self._placement = placement
         self._ask = loading
@@ -58,6 +65,9 @@ class Installer:
                 self._wakeup.clear()
                 result = await self._go_over()
                 self.passes += 1
+                if result.failed or (result.installed and not self.in_place):
+                    self._on_attempt(result.installed)
+                self.in_place = result.installed
                 if result.installed:
                     self.installed.set()
                 await self._until_due(result)
