@@ -153,7 +153,7 @@ def test_kind_cluster_has_agent_and_stub(control_plane: ControlPlane) -> None:
     assert daemonsets == {"nodeagent", "ztunnel-stub"}
 
 
-@pytest.mark.parametrize("folder", ["base", "stub"])
+@pytest.mark.parametrize("folder", ["base", "leave", "stub"])
 def test_pods_of_the_daemonset_are_admitted(
     deployed: ControlPlane, node_name: str, folder: str
 ) -> None:
