@@ -1,5 +1,6 @@
 """A whole node for each test: API server, container runtime, agent, ztunnel."""
 
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ async def node(  # noqa: PLR0917 - fixtures are named by their parameters
     node_name: str,
 ) -> AsyncIterator[Node]:
     """Without an agent yet, and without a ztunnel; a namespace of its own is the shop."""
+    # The host is that of all tests in this process: what another has left is not the node's.
+    subprocess.run(["nft", "flush", "ruleset"], check=True)  # noqa: ASYNC221 - before all else
     made = Node(
         tmp_path, deployed, proxy=proxy, containerd=containerd, shop=namespace, name=node_name
     )
