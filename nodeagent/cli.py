@@ -22,6 +22,7 @@ examples:
   nodeagent run --pod-manifests ./pods
   nodeagent check
   nodeagent status
+  nodeagent history shop/web
   nodeagent rules --ambient-dns-capture=false
   nodeagent rules --pod-manifests ./pods --pod shop/web | nft -c -f -
 
@@ -150,9 +151,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(uninstall)
     status = add("status", "show the pods that the running agent knows, and why")
     status.usage = "nodeagent status [--json] [setting ...]"
-    status.add_argument("--json", action="store_true", help="all that is known, for programs")
+    _add_json(status)
     _add_settings(status)
+    history = add("history", "show what has happened to the node's pods lately")
+    history.usage = "nodeagent history [--json] [POD ...] [setting ...]"
+    _add_pods(history, "*")
+    _add_json(history)
+    _add_settings(history)
     return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="all that is known, for programs")
+
+
+def _add_pods(parser: argparse.ArgumentParser, number: str) -> None:
+    parser.add_argument(
+        "pods", nargs=number, metavar="POD", help="NAMESPACE/POD, a pod's name alone, or a UID"
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

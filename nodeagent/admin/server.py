@@ -6,7 +6,9 @@ and for the workloads at a Unix socket of the agent's own user.
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 
 from aiohttp import web
 
@@ -20,6 +22,10 @@ _ADMIN = Bounds(connections=64, seconds=10)
 
 Workloads = Callable[[], list[dict[str, object]]]
 """The workloads as JSON values."""
+Answer = Callable[[str], Awaitable[object]]
+"""Answers one question about the pod with this UID, or about all where it is empty.
+
+The answer is a JSON value; None: no such pod is known any more."""
 Missing = Callable[[], Sequence[str]]
 """What keeps the agent from being ready, in words; empty when it is ready."""
 
@@ -44,9 +50,16 @@ def _health(missing: Missing, bounds: Bounds) -> web.Application:
 
 
 @contextlib.asynccontextmanager
-async def serve_admin(path: str, *, workloads: Workloads, missing: Missing) -> AsyncIterator[None]:
+async def serve_admin(
+    path: str,
+    *,
+    workloads: Workloads,
+    missing: Missing,
+    answers: Mapping[str, Answer] = MappingProxyType({}),
+) -> AsyncIterator[None]:
     """Serve on the Unix socket `path`, which only the agent's own user may use.
 
+    `answers` has what is answered at ``/NAME`` and ``/NAME?uid=UID``.
     A socket that an earlier agent left there is replaced. Raises ``OSError``.
     """
 
@@ -55,9 +68,18 @@ async def serve_admin(path: str, *, workloads: Workloads, missing: Missing) -> A
 
     app = _health(missing, _ADMIN)
     app.router.add_get("/workloads", get_workloads)
+    for name, answer in answers.items():
+        app.router.add_get(f"/{name}", partial(_get_answer, answer))
     with listening(path, socket.SOCK_STREAM, setting="CNI_AGENT_RUN_DIR") as listener:
         async with serve_http([listener], app, _ADMIN, name="admin"):
             yield
+
+
+async def _get_answer(answer: Answer, request: web.Request) -> web.Response:
+    value = await answer(request.query.get("uid", ""))
+    if value is None:
+        return web.Response(status=410, text="no such pod is known any more\n")
+    return web.json_response(value)
 
 
 @contextlib.asynccontextmanager

@@ -26,10 +26,19 @@ async def serve_idle(settings: Settings, health_address: str, monitoring_port: i
         log.info("left the cni chain", files=[*chain.restored, *chain.removed], kept=chain.kept)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(
-            serve_admin(settings.admin_socket, workloads=list, missing=list)
+            serve_admin(
+                settings.admin_socket,
+                workloads=list,
+                missing=list,
+                answers=dict.fromkeys(("history", "verify"), _nothing),
+            )
         )
         if health_address:
             await stack.enter_async_context(serve_health(health_address, missing=list))
         await stack.enter_async_context(serving_metrics(monitoring_port, Metrics()))
         log.info("ready", pods=0)
         await asyncio.Event().wait()
+
+
+async def _nothing(_uid: str) -> object:
+    return []

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from nodeagent.admin.server import serve_admin, serve_health
+from nodeagent.agent.answers import answers
 from nodeagent.agent.assembly import Assembly, assembled
 from nodeagent.agent.cni_wiring import installer, plugin_server
 from nodeagent.agent.idle import serve_idle
@@ -28,7 +29,6 @@ from nodeagent.loop_watch import watching_loop
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
-from nodeagent.mesh.table import Table
 from nodeagent.metrics.definitions import Metrics
 from nodeagent.metrics.server import serving_metrics
 from nodeagent.netns.netns import Netns
@@ -69,7 +69,7 @@ async def serve(
         table = node.reconciler.table
         chain = installer(settings, metrics.installation)
         chained = readiness.token("the plugin in the CNI chain") if chain is not None else None
-        listener = await stack.enter_async_context(_sockets(settings, table, readiness))
+        listener = await stack.enter_async_context(_sockets(settings, node, readiness))
         metrics.install_ready_is(lambda: chain is not None and chain.in_place)
         metrics.ztunnel_connected_is(lambda: node.ztunnels.connected)
         await stack.enter_async_context(serving_metrics(_monitoring_port(settings), metrics))
@@ -112,12 +112,12 @@ async def serve(
 
 @contextlib.asynccontextmanager
 async def _sockets(
-    settings: Settings, table: Table[Netns], readiness: Readiness
+    settings: Settings, node: Assembly, readiness: Readiness
 ) -> AsyncIterator[socket.socket]:
     """Answer kubelet and ``nodeagent status``, and yield ztunnel's listener. Raises ``OSError``."""
 
     def workloads() -> list[dict[str, object]]:
-        return [workload.describe() for workload in table]
+        return [workload.describe() for workload in node.reconciler.table]
 
     async with contextlib.AsyncExitStack() as stack:
         # A ztunnel that connects early waits in the backlog, for a shorter time than its own
@@ -128,7 +128,12 @@ async def _sockets(
             )
         )
         await stack.enter_async_context(
-            serve_admin(settings.admin_socket, workloads=workloads, missing=readiness.missing)
+            serve_admin(
+                settings.admin_socket,
+                workloads=workloads,
+                missing=readiness.missing,
+                answers=answers(node),
+            )
         )
         if address := _readiness_address(settings):
             await stack.enter_async_context(serve_health(address, missing=readiness.missing))

@@ -5,8 +5,9 @@ import json
 import time
 from collections.abc import Sequence
 
-from nodeagent.admin.client import NoAgentError, Workload, fetch_workloads
-from nodeagent.commands.errors import CommandError
+from nodeagent.admin.client import Workload
+from nodeagent.commands.asking import answer
+from nodeagent.commands.terminal import show
 from nodeagent.config import Settings
 from nodeagent.log import printable
 
@@ -15,11 +16,8 @@ _HEADINGS = ("POD", "UID", "ENROLLED?", "STATE", "WHY", "SINCE", "VERIFIED")
 
 def main(options: argparse.Namespace, settings: Settings) -> int:
     """Print what the agent says. Raises ``CommandError`` where no agent answers."""
-    try:
-        workloads = fetch_workloads(settings.admin_socket)
-    except NoAgentError as error:
-        raise CommandError(str(error)) from error
-    print(json.dumps(workloads, indent=2) if options.json else table(workloads, time.time()))
+    workloads: Sequence[Workload] = answer(settings, "workloads")
+    show(json.dumps(workloads, indent=2) if options.json else table(workloads, time.time()))
     return 0
 
 

@@ -128,6 +128,7 @@ async def _open_netns(
         # sent to ztunnel once the new one is here.
         old = str(progress.held.netns.id)
         log.info("sandbox replaced", pod=str(pod), old=old, new=str(found.id))
+        progress.history.note("sandbox replaced", f"{old} before, {found.id} now")
         needs.ztunnels.reclaim(workload.uid)
         progress.release_netns()
         progress.held = HeldNetns(found)
@@ -208,6 +209,7 @@ def _note_change(
         return
     workload.progress.repairs += 1
     repairs = workload.progress.repairs
+    workload.progress.history.note("repaired", "; ".join(differed))
     log.warning("redirection repaired", pod=str(pod), uid=pod.uid, differed=list(differed))
     if _is_contested(repairs):
         needs.reporter.contested(pod, repairs)

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Generic
 
 from nodeagent.mesh.held import HeldNetns, N
+from nodeagent.mesh.history import PodHistory
 
 
 class State(Enum):
@@ -35,6 +36,7 @@ class Progress(Generic[N]):
         "attempts",
         "detail",
         "held",
+        "history",
         "known_outside",
         "repairs",
         "since",
@@ -42,7 +44,9 @@ class Progress(Generic[N]):
         "was_redirected",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, history: PodHistory | None = None) -> None:
+        """`history`: where every change of the state is noted; None: a new one."""
+        self.history = PodHistory() if history is None else history
         self.state = State.NEW
         self.detail = ""
         self.since = time.time()
@@ -65,6 +69,7 @@ class Progress(Generic[N]):
         if state is not self.state:
             self.since = time.time()
         self.state, self.detail = state, detail
+        self.history.note(state.value, detail)
         return True
 
     def release_netns(self) -> None:

@@ -13,7 +13,9 @@ from typing import Generic, Protocol
 from nodeagent.mesh.annotation import PodAnnotation
 from nodeagent.mesh.eligibility import Policy, Wanted, decide
 from nodeagent.mesh.held import N
+from nodeagent.mesh.history import History
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
+from nodeagent.mesh.progress import Progress
 from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.workload import Workload
 
@@ -41,6 +43,8 @@ class Table(Generic[N]):
         self._listener: Listener[N] | None = None
         self._workloads: dict[PodUID, Workload[N]] = {}
         self._namespaces: dict[str, Namespace] = {}
+        self.history = History()
+        """The last transitions of every pod, and of those that have ended last."""
         self._synced = asyncio.Event()
         self._pod_seen = asyncio.Event()
 
@@ -83,6 +87,7 @@ class Table(Generic[N]):
                 existing=not self._synced.is_set(),
                 ran_unprotected=decision.wanted is Wanted.YES and pod.phase == "Running",
                 annotation=PodAnnotation(pod),
+                progress=Progress(self.history.begin(pod)),
             )
             self._workloads[pod.uid] = workload
         elif (workload.seen, workload.decision, workload.gone) == (pod, decision, False):
@@ -99,6 +104,7 @@ class Table(Generic[N]):
         workload = self._workloads.get(uid)
         if workload is not None and not workload.gone:
             workload.gone = True
+            workload.progress.history.note("gone", "the pod no longer exists")
             self._changed(workload)
 
     def handed_over(self, workload: Workload[N], sandbox: Sandbox) -> None:
@@ -163,6 +169,7 @@ class Table(Generic[N]):
         """Drop the workload of a pod that is gone and for which nothing is left to do."""
         if self._workloads.get(workload.uid) is workload:
             del self._workloads[workload.uid]
+            self.history.end(workload.uid)
 
     def _decide_again(self, namespace: str) -> None:
         for workload in self._workloads.values():

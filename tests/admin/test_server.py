@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from nodeagent.admin.client import NoAgentError, fetch_workloads
+from nodeagent.admin.client import NoAgentError, ask, fetch_workloads
 from nodeagent.admin.server import serve_admin, serve_health
 from tests.eventually import PATIENCE
 
@@ -101,6 +101,38 @@ async def test_the_end_does_not_wait_for_an_idle_client(tmp_path: Path) -> None:
             await reader.readline()
         writer.close()
         await writer.wait_closed()
+
+
+async def test_questions_about_one_pod(tmp_path: Path) -> None:
+    """A UID of any characters arrives as it is; a pod that has gone meanwhile has no answer."""
+
+    async def echo(uid: str) -> object:
+        return None if uid == "gone" else [uid]
+
+    path = str(tmp_path / "admin.sock")
+    async with serve_admin(path, workloads=list, missing=list, answers={"echo": echo}):
+        assert await asyncio.to_thread(ask, path, "echo") == [""]
+        for uid in ("u1", "a/b?c=d&e#f %", "ü"):
+            assert await asyncio.to_thread(ask, path, "echo", uid=uid) == [uid]
+        assert await asyncio.to_thread(ask, path, "echo", uid="gone") is None
+
+
+async def test_an_older_agent_is_named_as_that(tmp_path: Path) -> None:
+    """A question that the agent does not know is no agent that is away."""
+    path = str(tmp_path / "admin.sock")
+    async with serve_admin(path, workloads=list, missing=list):
+        with pytest.raises(NoAgentError, match=f"agent at {path} is older .* 'history'.* image"):
+            await asyncio.to_thread(ask, path, "history")
+
+
+def test_an_agent_that_does_not_answer(tmp_path: Path) -> None:
+    """One that is stuck is told from one that does not run."""
+    path = str(tmp_path / "admin.sock")
+    with socket.socket(socket.AF_UNIX) as stuck:
+        stuck.bind(path)
+        stuck.listen()
+        with pytest.raises(NoAgentError, match=r"has not answered for 0\.1 s"):
+            ask(path, "history", seconds=0.1)
 
 
 def test_without_an_agent_the_reason_is_named(tmp_path: Path) -> None:
