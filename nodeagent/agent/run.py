@@ -50,7 +50,7 @@ async def run(settings: Settings) -> int:
         if signaled and detector is not None and await detector.is_uninstall():
             if settings.release_pods_on_uninstall:
                 # While ztunnel, the API server and the plugin are still served.
-                await _release_pods(ready, detector.grace - _STOP_TIME)
+                await _release_pods(ready, serving, detector.grace - _STOP_TIME)
             await _ended(serving)
             for line in (await uninstall(settings)).lines:
                 log.info("uninstalled", what=line)
@@ -84,12 +84,21 @@ async def _ended(serving: asyncio.Task[None]) -> None:
         await serving
 
 
-async def _release_pods(ready: asyncio.Future[Reconciler[Netns]], seconds: float) -> None:
+async def _release_pods(
+    ready: asyncio.Future[Reconciler[Netns]], serving: asyncio.Task[None], seconds: float
+) -> None:
+    """Take every pod out of the mesh, unless `serving`, which does the work, ends before."""
     if not ready.done():
         log.warning("no pod is released: the agent was not ready, and does not know them all")
         return
     log.info("taking every pod out of the mesh", seconds=seconds)
-    for workload in await ready.result().release(max(seconds, 0.0)):
+    releasing = asyncio.create_task(ready.result().release(max(seconds, 0.0)), name="release")
+    await asyncio.wait({releasing, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if not releasing.done():
+        releasing.cancel()
+        log.warning("the release was cut short: pods may be left in the mesh")
+        return
+    for workload in releasing.result():
         log.warning("not released", pod=str(workload.pod), uid=workload.uid, state=workload.detail)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 
@@ -196,6 +197,20 @@ async def test_pods_that_cannot_be_told_of_are_not_released(node: Node) -> None:
     assert node.agent.said('"not released"')
     assert node.annotation(web) == "enabled"
     assert await through(web, server)
+    assert await probed(web) == PROBE[0]
+
+
+async def test_a_second_signal_cuts_the_release_short(node: Node) -> None:
+    """It would wait for an hour for the permission to annotate; what is left is still removed."""
+    node.agent.flags["release_pods_on_uninstall"] = "true"
+    node.register(grace=3600)
+    await node.start()
+    web = await run(node, "web")
+    await delete(node, *KINDS)
+    node.agent.signal(signal.SIGTERM)
+    await eventually(lambda: node.agent.said("taking every pod out"))
+    assert await node.agent.stop() == 0
+    assert node.agent.said("the release was cut short")
     assert await probed(web) == PROBE[0]
 
 
