@@ -74,6 +74,7 @@ async def _enroll(workload: Workload[N], needs: Dependencies[N], table: Table[N]
         await _open_netns(workload, pod, needs, table)
     held = progress.held
     assert held is not None  # noqa: S101 - tells mypy what the lines above made so
+    unwatched = await _watch(workload, held, needs)
     inspection = await _redirect(workload, pod, held, needs)
     served = held.accepted  # by the time of the inspection
     try:
@@ -93,6 +94,25 @@ async def _enroll(workload: Workload[N], needs: Dependencies[N], table: Table[N]
         progress.set_state(State.UNSERVED, f"ztunnel does not listen on {ports}: traffic fails")
     else:
         progress.set_state(State.ENROLLED, workload.decision.reason)
+    if unwatched is not None:
+        raise unwatched
+
+
+async def _watch(
+    workload: Workload[N], held: HeldNetns[N], needs: Dependencies[N]
+) -> RetryError | None:
+    """Hear of what changes in the netns from now on; return why that cannot be.
+
+    The error is for the end of the attempt: what protects a pod does not wait for what
+    watches it.
+    """
+    try:
+        if held.watch is None:
+            held.watch = await needs.redirector.watch(held.netns, workload.uid)
+    except RetryError as error:
+        return error
+    held.watch.arm()  # before the inspection: what changes during it is heard
+    return None
 
 
 async def _waits_for_sandbox(
@@ -164,9 +184,6 @@ async def _redirect(
     workload: Workload[N], pod: Pod, held: HeldNetns[N], needs: Dependencies[N]
 ) -> Inspection:
     progress = workload.progress
-    if held.watch is None:
-        held.watch = await needs.redirector.watch(held.netns, workload.uid)
-    held.watch.arm()  # before the inspection: what changes during it is heard
     held.draining_since = None
     unprotected = (
         workload.ran_unprotected

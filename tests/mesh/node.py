@@ -98,6 +98,7 @@ class Node:
     """The pods of which the API has not taken the last report."""
     silent: tuple[int, ...] = ()
     watches: list[Watching] = field(default_factory=list)
+    unwatchable: bool = False
     failed_for_good: list[str] = field(default_factory=list)
     busy: set[PodUID] = field(default_factory=set)
 
@@ -138,6 +139,8 @@ class Node:
 
     async def watch(self, netns: Held, _: PodUID) -> "Watching":
         assert netns in self.open
+        if self.unwatchable:
+            raise RetryError("no memory for a watch")
         return Watching(self)
 
     async def ensure(self, netns: Held, pod: Pod) -> Inspection:

@@ -32,6 +32,21 @@ async def test_netns_that_is_not_known_yet() -> None:
         await on.until_state("1", State.ENROLLED)
 
 
+async def test_netns_that_cannot_be_watched() -> None:
+    """L35: the pod is redirected and handed over all the same; the watch is tried again."""
+    node = Node(netns_ids={U1: 1})
+    node.unwatchable = True
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.RETRYING)
+        assert on.workload("1").detail == "no memory for a watch"
+        assert (node.rules, node.annotations) == ({1}, {U1: Redirection.ENABLED})
+        node.unwatchable = False
+        await on.until_state("1", State.ENROLLED)
+        assert len(node.watches) == 1
+
+
 async def test_refusal_is_pending_until_accepted() -> None:
     """An Ack with an error leaves the pod redirected and pending; it is offered again."""
     node = Node(netns_ids={U1: 1}, refusing=True)
