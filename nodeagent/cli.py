@@ -23,6 +23,7 @@ examples:
   nodeagent check
   nodeagent status
   nodeagent history shop/web
+  nodeagent verify --all
   nodeagent rules --ambient-dns-capture=false
   nodeagent rules --pod-manifests ./pods --pod shop/web | nft -c -f -
 
@@ -155,9 +156,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(status)
     history = add("history", "show what has happened to the node's pods lately")
     history.usage = "nodeagent history [--json] [POD ...] [setting ...]"
-    _add_pods(history, "*")
+    _add_pods(history)
     _add_json(history)
     _add_settings(history)
+    verify = add("verify", "look in the kernel now whether the pods are really redirected")
+    verify.usage = "nodeagent verify [--json] [POD ... | --all] [setting ...]"
+    _add_pods(verify, or_all=True)
+    _add_json(verify)
+    _add_settings(verify)
     return parser
 
 
@@ -165,10 +171,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="all that is known, for programs")
 
 
-def _add_pods(parser: argparse.ArgumentParser, number: str) -> None:
-    parser.add_argument(
-        "pods", nargs=number, metavar="POD", help="NAMESPACE/POD, a pod's name alone, or a UID"
-    )
+def _add_pods(parser: argparse.ArgumentParser, *, or_all: bool = False) -> None:
+    about = "NAMESPACE/POD, a pod's name alone, or a UID"
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("pods", nargs="*", default=[], metavar="POD", help=about)
+    if or_all:
+        group.add_argument("--all", action="store_true", help="every pod of the node, the default")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

@@ -56,7 +56,9 @@ def test_access_from_a_pod_of_the_cluster() -> None:
     assert not loaded & {*_NOT_AT_ALL, *_WITH_A_KUBECONFIG_ONLY}
 
 
-@pytest.mark.parametrize("command", ["--version", "--help", "run --help", "status", "history"])
+@pytest.mark.parametrize(
+    "command", ["--version", "--help", "run --help", "status", "history", "verify"]
+)
 def test_what_does_not_act_on_the_node(command: str) -> None:
     loaded = _loaded(f"from nodeagent.cli import main; main({command.split()!r})")
 

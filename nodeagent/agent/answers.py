@@ -3,15 +3,28 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from nodeagent.admin.server import Answer
+from nodeagent.admin.server import Answer, Missing
 from nodeagent.agent.assembly import Assembly
+from nodeagent.mesh.pod import PodUID
+from nodeagent.mesh.verification import Verifications
 
 
-def answers(node: Assembly) -> Mapping[str, Answer]:
-    """Each question with what answers it; see `nodeagent.admin.server.serve_admin`."""
+def answers(node: Assembly, missing: Missing) -> Mapping[str, Answer]:
+    """Each question with what answers it; see `nodeagent.admin.server.serve_admin`.
+
+    `missing`: what the agent still waits for, and without which it may not know every pod.
+    """
     table = node.reconciler.table
+    verifications = Verifications(table, node.redirector)
 
     async def history(uid: str) -> object:
         return [asdict(record) for record in table.history if uid in {"", record.uid}]
 
-    return {"history": history}
+    async def verify(uid: str) -> object:
+        if not uid:
+            pods = [asdict(each) for each in await verifications.all()]
+            return {"pods": pods, "missing": list(missing())}
+        workload = table.get(PodUID(uid))
+        return workload and asdict(await verifications.of(workload))
+
+    return {"history": history, "verify": verify}

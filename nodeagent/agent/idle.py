@@ -30,7 +30,7 @@ async def serve_idle(settings: Settings, health_address: str, monitoring_port: i
                 settings.admin_socket,
                 workloads=list,
                 missing=list,
-                answers=dict.fromkeys(("history", "verify"), _nothing),
+                answers={"history": _no_history, "verify": _no_pods},
             )
         )
         if health_address:
@@ -40,5 +40,9 @@ async def serve_idle(settings: Settings, health_address: str, monitoring_port: i
         await asyncio.Event().wait()
 
 
-async def _nothing(_uid: str) -> object:
+async def _no_history(_uid: str) -> object:
     return []
+
+
+async def _no_pods(_uid: str) -> object:
+    return {"pods": [], "missing": []}

@@ -132,7 +132,7 @@ async def _sockets(
                 settings.admin_socket,
                 workloads=workloads,
                 missing=readiness.missing,
-                answers=answers(node),
+                answers=answers(node, readiness.missing),
             )
         )
         if address := _readiness_address(settings):

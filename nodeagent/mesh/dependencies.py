@@ -15,10 +15,10 @@ from nodeagent.mesh.pod import Pod, PodUID
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `Redirector.ensure` found in a pod's netns; all empty where all was as desired."""
+    """What a look into a pod's netns has found; all empty where all was as desired."""
 
     differed: tuple[str, ...] = ()
-    """What of the redirection was not as desired, in words. It has been put right."""
+    """What of the redirection was not as desired, in words; `ensure` has put that right."""
     silent: tuple[int, ...] = ()
     """ztunnel's ports on which nobody listens."""
     uncleaned: str = ""

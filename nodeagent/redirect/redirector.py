@@ -118,6 +118,14 @@ class PodRedirector:
         except (RulesError, OSError) as error:
             raise RetryError(f"looking at the redirection: {error}") from error
 
+    async def look(self, netns: Netns, pod: Pod) -> Inspection:
+        """Likewise, and see on which ports nobody listens; write nothing."""
+        spec, _ = self._defaults.of(pod)
+        try:
+            return await self._threads.run(netns, partial(_look, spec, self._backends))
+        except (RulesError, OSError) as error:
+            raise RetryError(f"looking at the redirection: {error}") from error
+
     async def release(self, netns: Netns, pod: Pod) -> int:
         """Send nothing new to ztunnel; return how many connections go through it still."""
         spec, _ = self._defaults.of(pod)
@@ -172,6 +180,10 @@ def _ensure(
     differed += swept.removed if swept else ()
     inspection = Inspection(differed=differed, silent=silent_ports(spec))
     return inspection, verified, swept  # after a repair the fingerprint is another
+
+
+def _look(spec: RedirectSpec, backends: Backends) -> Inspection:
+    return Inspection(differed=in_pod.inspect(spec, backends), silent=silent_ports(spec))
 
 
 def _release(spec: RedirectSpec, backends: Backends) -> int:

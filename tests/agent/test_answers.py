@@ -1,11 +1,13 @@
 """What a running agent answers about its pods, with the real kernel."""
 
 import asyncio
+import os
 from typing import Any
 
 from nodeagent.admin.client import ask
-from tests.agent.processes import Node
+from tests.agent.processes import Node, Stub
 from tests.agent.ztunnels import reconnected
+from tests.eventually import PATIENCE, eventually
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 from tests.zds.model import ModelZtunnel
@@ -36,3 +38,41 @@ async def test_history(lab: Lab, node: Node, ztunnels: list[ModelZtunnel]) -> No
     records = {each["name"]: each["transitions"] for each in await asked(node, "history")}
     assert records["web"][-1]["what"] == "gone"
     assert [each["what"] for each in records["db"]] == ["outside"]
+
+
+async def test_verify(lab: Lab, node: Node) -> None:
+    """A look finds what the agent has not repaired, for one pod and for all; it writes nothing."""
+    web, db = lab.add_pod("web"), lab.add_pod("db")
+    node.write(web)
+    node.write(db, labels={})
+    node.start()
+    stub = await eventually_started(node)
+    await node.until(web, lambda row: row["state"] == "enrolled")
+    await node.until_state(db, "outside")
+    found = await asked(node, "verify", web)
+    assert (found["ok"], found["looked"], found["reason"]) == (
+        True,
+        True,
+        "rules and routes are as desired, and ztunnel listens",
+    )
+    everything = await asked(node, "verify")
+    assert everything["missing"] == []
+    assert {each["name"]: each["ok"] for each in everything["pods"]} == {"web": True, "db": True}
+    rules = web.shell("nft -s -a list ruleset")
+    assert await asked(node, "verify", web)
+    assert web.shell("nft -s -a list ruleset") == rules
+    await stub.stop()
+    await eventually_silent(node, web)
+
+
+async def eventually_started(node: Node) -> Stub:
+    await eventually(lambda: os.path.exists(node.zds))
+    return Stub(node)
+
+
+async def eventually_silent(node: Node, pod: Pod) -> None:
+    """Wait until a look tells that nobody listens; within a second the last look counts."""
+    async with asyncio.timeout(PATIENCE):
+        while (found := await asked(node, "verify", pod))["silent"] != [15001, 15006, 15008, 15053]:
+            pass
+    assert not found["ok"]

@@ -95,3 +95,18 @@ def test_legacy_rules_have_no_generation(pod: Pod) -> None:
     assert pod.run(Backends.choose(Variant.LEGACY).fingerprint) is None, "with no table yet"
     pod.shell("iptables-legacy -t nat -L")
     assert pod.run(backends.fingerprint) is None
+
+
+async def test_look_tells_and_writes_nothing(settled: Settled, pod: Pod) -> None:
+    """What differs, and who does not listen, by the kernel and not from memory."""
+    redirector, netns = settled
+    before = pod.shell("nft -s -a list ruleset")
+    found = await redirector.look(netns, WORKLOAD)
+    assert (found.differed, found.silent) == ((), (15001, 15006, 15008, 15053))
+    assert pod.shell("nft -s -a list ruleset") == before
+    pod.shell("nft flush ruleset")
+    pod.shell("ip rule del pref 32764")
+    differed = (await redirector.look(netns, WORKLOAD)).differed
+    assert "rules are missing" in differed
+    assert any("32764" in each for each in differed), differed
+    assert pod.shell("nft list ruleset") == ""

@@ -1,0 +1,148 @@
+"""Whether a pod is really redirected: asked of the kernel now, because a person wants to know.
+
+A look takes a job in the pod's netns, as the pod's own worker does. So there is one look at a
+time, on whoever's behalf, and none in a pod whose enrollment is under way: nothing waits for
+it. And a pod is not looked at again within `FRESH`, because looks are on the account of the
+pod: whoever asks in a loop must not use up what repairs of the pod need.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Generic, Protocol
+
+from nodeagent.mesh.dependencies import Inspection
+from nodeagent.mesh.eligibility import Wanted
+from nodeagent.mesh.errors import RetryError
+from nodeagent.mesh.held import N, N_contra
+from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.mesh.table import Table
+from nodeagent.mesh.workload import Workload
+
+FRESH = 1.0
+"""Seconds for which the result of a look is given again. A look takes some milliseconds of the
+processor, and a netns is forgiven 10 ms of them each second."""
+PATIENCE = 5.0
+"""Seconds for one pod, which may have made looks at it slow."""
+ALL_PATIENCE = 30.0
+"""Seconds for all pods of the node, and for looks that others have asked for before."""
+
+
+class Looks(Protocol[N_contra]):
+    """Looks into a pod's netns."""
+
+    async def look(self, netns: N_contra, pod: Pod) -> Inspection:
+        """What is not as `pod` should have it; writes nothing. Raises ``RetryError``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What a look at one pod has found."""
+
+    namespace: str
+    name: str
+    uid: PodUID
+    wanted: str
+    """Whether the pod belongs in the mesh: a value of `Wanted`."""
+    state: str
+    ok: bool
+    """The pod is redirected and served, or it does not belong in the mesh."""
+    reason: str
+    """In words: what is right, or what is wrong."""
+    looked: bool = False
+    """Whether the kernel was asked."""
+    differences: tuple[str, ...] = ()
+    """What of the rules and routes is not as desired."""
+    silent: tuple[int, ...] = ()
+    """ztunnel's ports on which nobody listens."""
+    at: float
+    """When this was found, in seconds since the epoch."""
+
+
+class Verifications(Generic[N]):
+    """Looks at pods for whoever asks."""
+
+    def __init__(self, table: Table[N], kernel: Looks[N]) -> None:
+        self._table = table
+        self._kernel = kernel
+        self._looking = asyncio.Lock()
+        self._fresh: dict[PodUID, Verification] = {}
+
+    async def of(self, workload: Workload[N], *, until: float | None = None) -> Verification:
+        """Look at one pod; `until` is the event loop's time at which nobody waits any more."""
+        if until is None:
+            until = asyncio.get_running_loop().time() + ALL_PATIENCE
+        try:
+            async with asyncio.timeout_at(until), self._looking, asyncio.timeout(PATIENCE):
+                return await self._of(workload)
+        except TimeoutError:
+            return _found(workload, ok=False, reason="not looked at: that takes too long")
+
+    async def all(self) -> list[Verification]:
+        """Look at every pod that exists, one after the other."""
+        until = asyncio.get_running_loop().time() + ALL_PATIENCE
+        return [await self.of(workload, until=until) for workload in self._table]
+
+    async def _of(self, workload: Workload[N]) -> Verification:
+        if workload.decision.wanted is Wanted.NO or workload.gone:
+            reason = "the pod is gone" if workload.gone else workload.decision.reason
+            return _found(workload, ok=True, reason=reason)
+        held = workload.held
+        if held is None or held.installed_for is None:
+            detail = workload.detail or workload.decision.reason
+            return _found(workload, ok=False, reason=f"{workload.state.value}: {detail}")
+        last = self._fresh.get(workload.uid)
+        if last is not None and time.time() - last.at < FRESH:
+            return last
+        try:
+            inspection = await self._kernel.look(held.netns, workload.pod)
+        except RetryError as error:
+            return _found(workload, ok=False, reason=f"not looked at: {error}")
+        verification = _judged(workload, inspection, accepted=held.accepted)
+        self._remember(verification)
+        return verification
+
+    def _remember(self, verification: Verification) -> None:
+        oldest = verification.at - FRESH
+        self._fresh = {uid: each for uid, each in self._fresh.items() if each.at > oldest}
+        self._fresh[verification.uid] = verification
+
+
+def _judged(workload: Workload[N], found: Inspection, *, accepted: bool) -> Verification:
+    wrong = list(found.differed)
+    if not accepted:
+        wrong.append("no ztunnel has accepted the pod: its traffic fails")
+    elif found.silent:
+        ports = ", ".join(map(str, found.silent))
+        wrong.append(f"ztunnel does not listen on {ports}: the pod's traffic fails")
+    return _found(
+        workload,
+        ok=not wrong,
+        reason="; ".join(wrong) or "rules and routes are as desired, and ztunnel listens",
+        looked=True,
+        found=found,
+    )
+
+
+def _found(
+    workload: Workload[N],
+    *,
+    ok: bool,
+    reason: str,
+    looked: bool = False,
+    found: Inspection = Inspection(),  # noqa: B008 - frozen
+) -> Verification:
+    pod = workload.seen
+    return Verification(
+        namespace=pod.namespace,
+        name=pod.name,
+        uid=pod.uid,
+        wanted=workload.decision.wanted.value,
+        state=workload.state.value,
+        ok=ok,
+        reason=reason,
+        looked=looked,
+        differences=found.differed,
+        silent=found.silent,
+        at=time.time(),
+    )
