@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -25,11 +26,12 @@ _LINE, _FIELD, _FIELDS = 2048, 2048, 32
 """At the most: bytes of the request line, bytes of a header field, and header fields. That is
 ten times what any client of the agent sends, and 64 KiB for each connection."""
 _faults = logging.getLogger("nodeagent.http")
-_faults.addFilter(lambda record: not _is_the_clients(record))
+_faults.addFilter(lambda record: not _is_the_clients(record) and _is_news(record))
 """aiohttp logs a traceback for each request that is not HTTP; with those, any pod could fill the
 disk."""
 _WARN_AGAIN = 60.0
-"""Seconds between two warnings that one socket has too many connections."""
+"""Seconds between two warnings that one socket has too many connections, and between two
+tracebacks of one failure of a handler's, which a stranger may know how to bring about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,26 @@ async def serve_http(
     finally:
         await runner.cleanup()
         await crowd.aclose()
+
+
+_MOST_TOLD = 100
+"""Failures that are remembered for that."""
+_last_told: dict[tuple[object, ...], float] = {}
+"""When a failure was logged, on the monotonic clock, by its kind and its place in the code."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    kind, _, traceback = record.exc_info or (None, None, None)
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    where = (record.msg, kind, traceback and (traceback.tb_frame.f_code, traceback.tb_lineno))
+    now = time.monotonic()
+    if now - _last_told.get(where, float("-inf")) < _WARN_AGAIN:
+        return False
+    if len(_last_told) >= _MOST_TOLD:
+        _last_told.clear()
+    _last_told[where] = now
+    return True
 
 
 def _is_the_clients(record: logging.LogRecord) -> bool:

@@ -55,6 +55,7 @@ class Served:
         app.router.add_get("/held", self._held)
         app.router.add_get("/big", self._big)
         app.router.add_post("/", self._echo)
+        app.router.add_get("/fault", self._fault)
         with listening(self.path, socket.SOCK_STREAM, setting="HERE") as listener:
             async with serve_http([listener], app, bounds, name="test", stop_timeout=0.1):
                 yield
@@ -74,6 +75,9 @@ class Served:
             self.cancelled += 1
             raise
         return web.Response(text="held")
+
+    async def _fault(self, _: web.Request) -> web.Response:
+        raise ArithmeticError("of ours")
 
     async def _big(self, _: web.Request) -> web.Response:
         return web.Response(body=bytes(BIG))
@@ -193,6 +197,14 @@ async def test_the_flood_is_told_once(served: Served, capsys: pytest.CaptureFixt
         assert b"200 OK" in await served.answer()
     out, err = capsys.readouterr()
     assert (out + err).count("too many connections") == 1
+
+
+async def test_a_failure_is_told_once(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor with the number of requests that meet a fault of ours; each has its answer."""
+    async with served.serving(FEW):
+        for _ in range(5):
+            assert b"500 Internal" in await served.answer(GET.replace(b"/ ", b"/fault "))
+    assert caplog.text.count("ArithmeticError: of ours") == 1
 
 
 async def test_nothing_stays_open(served: Served) -> None:

@@ -15,6 +15,7 @@ log = structlog.get_logger()
 
 _BOUNDS = Bounds(connections=64, seconds=10)
 """Prometheus asks twice a minute. Any pod can connect."""
+_OPENMETRICS = "application/openmetrics-text"
 
 
 @contextlib.asynccontextmanager
@@ -25,7 +26,9 @@ async def serving_metrics(port: int, metrics: Metrics) -> AsyncIterator[None]:
     """
 
     async def get_metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        # The library is not given the header itself: it raises where a version is no number.
+        accepted = _OPENMETRICS in request.headers.get("Accept", "")
+        encode, content_type = choose_encoder(_OPENMETRICS if accepted else "")
         return web.Response(body=encode(metrics.registry), headers={"Content-Type": content_type})
 
     app = application(_BOUNDS)

@@ -39,6 +39,27 @@ async def test_both_formats(port: int, accept: str, answered: str, end: str) -> 
     assert text.strip().endswith(end)
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=abc",
+        "application/openmetrics-text; version=1.a.0",
+        "text/plain; version=1..0; escaping=allow-utf-8",
+        "text/plain;version=1.0.0;escaping=allow-utf-8;q=x, ;;,=",
+    ],
+)
+async def test_any_wish(port: int, accept: str) -> None:
+    """A format that makes no sense, which any pod can ask for, is no failure of the agent's."""
+    url = f"http://127.0.0.1:{port}/metrics"
+    async with (
+        serving_metrics(port, Metrics()),
+        aiohttp.ClientSession() as session,
+        session.get(url, headers={"Accept": accept}) as response,
+    ):
+        assert response.status == 200
+        assert "istio_build{" in await response.text()
+
+
 async def test_a_port_that_is_taken(port: int) -> None:
     """That costs one line and the metrics, not the agent."""
     with structlog.testing.capture_logs() as logs:
