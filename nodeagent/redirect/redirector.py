@@ -178,12 +178,25 @@ def _ensure(
     if not unchanged and (swept is None or swept.left or swept.unseen):
         verified = None  # what another backend has is read again
     differed += swept.removed if swept else ()
-    inspection = Inspection(differed=differed, silent=silent_ports(spec))
+    inspection = Inspection(differed=differed, silent=_known_silent_ports(spec))
     return inspection, verified, swept  # after a repair the fingerprint is another
 
 
 def _look(spec: RedirectSpec, backends: Backends) -> Inspection:
-    return Inspection(differed=in_pod.inspect(spec, backends), silent=silent_ports(spec))
+    silent = _known_silent_ports(spec)
+    return Inspection(differed=in_pod.inspect(spec, backends), silent=silent)
+
+
+def _known_silent_ports(spec: RedirectSpec) -> tuple[int, ...]:
+    """The ports on which nobody listens; none where the kernel cannot be asked for sockets.
+
+    A pod that is redirected has to be handed to ztunnel all the same.
+    """
+    try:
+        return silent_ports(spec)
+    except RulesError as error:
+        _warn_of_unseen_sockets(str(error))
+        return ()
 
 
 def _release(spec: RedirectSpec, backends: Backends) -> int:
@@ -191,7 +204,11 @@ def _release(spec: RedirectSpec, backends: Backends) -> int:
         return 0
     in_pod.ensure(replace(spec, leaving=True), backends)
     backends.sweep()  # `remove` says what cannot be removed
-    return open_connections()
+    try:
+        return open_connections()
+    except RulesError as error:
+        _warn_of_unseen_sockets(str(error))
+        return 1  # there may be some: they have their time
 
 
 def _log_removed(removed: tuple[str, ...], netns: Netns, pod: Pod) -> None:
@@ -203,6 +220,15 @@ def _log_removed(removed: tuple[str, ...], netns: Netns, pod: Pod) -> None:
             netns=str(netns.id),
             removed=list(removed),
         )
+
+
+@lru_cache(maxsize=16)
+def _warn_of_unseen_sockets(reason: str) -> None:
+    log.warning(
+        "it cannot be told whether ztunnel listens in pods, and how many connections they have;"
+        " on the host: modprobe tcp_diag",
+        reason=reason,
+    )
 
 
 @lru_cache(maxsize=1024)

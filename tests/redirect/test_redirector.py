@@ -5,15 +5,18 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from nodeagent.config import load
 from nodeagent.mesh.pod import DNS_CAPTURE, PodUID
 from nodeagent.mesh.pod import Pod as Workload
+from nodeagent.netfilter.errors import RulesError
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.nft_state import Tables
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.redirect import nft_backend
+from nodeagent.redirect import redirector as redirectors
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import RedirectDefaults
 from nodeagent.redirect.redirector import PodRedirector
@@ -109,3 +112,24 @@ async def test_look_tells_and_writes_nothing(settled: Settled, pod: Pod) -> None
     differed = (await redirector.look(netns, WORKLOAD)).differed
     assert differed == ("policy rule for IPv4 is missing", "rules are missing")
     assert pod.shell("nft list ruleset") == ""
+
+
+async def test_sockets_that_cannot_be_listed(
+    pod: Pod, threads: NetnsThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a kernel without tcp_diag pods join the mesh, and leave it, all the same."""
+
+    def refuse(*_: object) -> None:
+        raise RulesError("cannot list the sockets: ENOENT")
+
+    monkeypatch.setattr(redirectors, "silent_ports", refuse)
+    monkeypatch.setattr(redirectors, "open_connections", refuse)
+    redirector = PodRedirector(threads, DEFAULTS, Backends.choose(None), lambda _: None)
+    with Netns.open(pod.path) as netns, capture_logs() as log:
+        for _ in range(2):
+            assert (await redirector.ensure(netns, WORKLOAD)).silent == ()
+        assert await redirector.release(netns, WORKLOAD) == 1
+        assert await redirector.remove(netns, WORKLOAD)
+    assert [line["reason"] for line in log if line["log_level"] == "warning"] == [
+        "cannot list the sockets: ENOENT"
+    ]
