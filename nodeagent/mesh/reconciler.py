@@ -49,6 +49,7 @@ class Reconciler(Generic[N]):
         Where the API server has not taken within the time that a pod leaves, nothing has
         changed for that pod: peers that take it for enrolled go on being served.
         """
+        promised = {each.uid for each in self.table if each.annotation.says_enabled}
         self.table.release()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -58,7 +59,9 @@ class Reconciler(Generic[N]):
         reporter = self._dependencies.reporter
         for workload in remain:
             if not reporter.delivered(workload.uid):
-                reporter.report(workload.pod, Redirection.ENABLED)
+                enabled = workload.uid in promised
+                before = Redirection.ENABLED if enabled else Redirection.PENDING
+                reporter.report(workload.pod, before)
         return remain
 
     def drifted(self, workload: Workload[N]) -> None:

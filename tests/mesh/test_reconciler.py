@@ -77,3 +77,14 @@ async def test_release_that_the_api_does_not_take(monkeypatch: pytest.MonkeyPatc
         assert workload.uid == U1
         assert (node.rules, node.ztunnel, node.probed) == ({1}, {U1: 1}, {U1})
         assert node.annotations == {U1: Redirection.ENABLED}
+
+
+async def test_release_makes_no_promise() -> None:
+    """A pod that no ztunnel has accepted, and that cannot be told of, stays `pending`."""
+    node = Node(netns_ids={U1: 1}, ztunnel=None, undelivered={U1})
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await on.until_state("1", State.PENDING)
+        assert len(await on.reconciler.release(0.1)) == 1
+        assert node.annotations == {U1: Redirection.PENDING}
