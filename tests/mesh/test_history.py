@@ -8,7 +8,7 @@ from tests.mesh.node import Node, bench
 from tests.mesh.pods import SHOP, a_pod, enrolled
 
 
-def whats(history: History, uid: str = "1") -> list[str]:
+def texts(history: History, uid: str = "1") -> list[str]:
     return [each.what for record in history if record.uid == uid for each in record.transitions]
 
 
@@ -52,7 +52,7 @@ def test_pod_that_comes_back_goes_on() -> None:
     history.begin(a_pod()).note("gone", "")
     history.end(PodUID("1"))
     history.begin(a_pod()).note("new", "")
-    assert whats(history) == ["gone", "new"]
+    assert texts(history) == ["gone", "new"]
 
 
 def test_each_of_very_many_pods_has_less() -> None:
@@ -78,7 +78,7 @@ async def test_life_of_a_pod() -> None:
         await eventually(lambda: on.repairs("1") == 1)
         on.table.pod_gone(PodUID("1"))
         await eventually(lambda: len(on.table) == 0)
-        assert whats(on.table.history) == ["waiting", "enrolled", "repaired", "gone"]
+        assert texts(on.table.history) == ["waiting", "enrolled", "repaired", "gone"]
         (record,) = on.table.history
         assert record.transitions[0].why == "has no address yet"
         assert record.transitions[2].why == "rules differed"
