@@ -34,9 +34,9 @@ def lines(records: Iterable[Record], terminal: Terminal) -> str:
         for each in record["transitions"]
     )
     names = max((len(name) for _, name, *_ in rows), default=0)
-    whats = max((len(what) for *_, what, _ in rows), default=0)
+    width = max((len(what) for *_, what, _ in rows), default=0)
     return "\n".join(
-        terminal.line(why, before=f"{at(first)}  {name:{names}}  {what:{whats}}  ").rstrip()
+        terminal.line(why, before=f"{at(first)}  {name:{names}}  {what:{width}}  ").rstrip()
         for first, name, what, why in rows
     )
 
