@@ -24,6 +24,7 @@ examples:
   nodeagent status
   nodeagent history shop/web
   nodeagent verify --all
+  nodeagent explain shop/web
   nodeagent rules --ambient-dns-capture=false
   nodeagent rules --pod-manifests ./pods --pod shop/web | nft -c -f -
 
@@ -31,6 +32,7 @@ Each command has its own --help. A setting is given as a flag or as an environme
 variable; the flag counts where both are there.
 """
 _INSTALL_CNI = "install-cni"
+_A_POD = "NAMESPACE/POD, a pod's name alone, or a UID"
 _WRONG_USE = 2
 """Exit status, as argparse has it."""
 
@@ -159,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_pods(history)
     _add_json(history)
     _add_settings(history)
+    explain = add("explain", "explain one pod from its labels to ztunnel, with what to do")
+    explain.usage = "nodeagent explain [--json] POD [setting ...]"
+    explain.add_argument("pod", metavar="POD", help=_A_POD)
+    _add_json(explain)
+    _add_settings(explain)
     verify = add("verify", "look in the kernel now whether the pods are really redirected")
     verify.usage = "nodeagent verify [--json] [POD ... | --all] [setting ...]"
     _add_pods(verify, or_all=True)
@@ -172,9 +179,8 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pods(parser: argparse.ArgumentParser, *, or_all: bool = False) -> None:
-    about = "NAMESPACE/POD, a pod's name alone, or a UID"
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("pods", nargs="*", default=[], metavar="POD", help=about)
+    group.add_argument("pods", nargs="*", default=[], metavar="POD", help=_A_POD)
     if or_all:
         group.add_argument("--all", action="store_true", help="every pod of the node, the default")
 

@@ -57,7 +57,7 @@ def test_access_from_a_pod_of_the_cluster() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["--version", "--help", "run --help", "status", "history", "verify"]
+    "command", ["--version", "--help", "run --help", "status", "history", "verify", "explain a/b"]
 )
 def test_what_does_not_act_on_the_node(command: str) -> None:
     loaded = _loaded(f"from nodeagent.cli import main; main({command.split()!r})")

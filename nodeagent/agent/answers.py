@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from nodeagent.admin.server import Answer, Missing
 from nodeagent.agent.assembly import Assembly
+from nodeagent.mesh.explanation import Explainer, Explanation
 from nodeagent.mesh.pod import PodUID
 from nodeagent.mesh.verification import Verifications
 
@@ -16,6 +17,14 @@ def answers(node: Assembly, missing: Missing) -> Mapping[str, Answer]:
     """
     table = node.reconciler.table
     verifications = Verifications(table, node.redirector)
+    explainer = Explainer(
+        table,
+        verifications,
+        netns_finder=node.origin.netns_finder,
+        ztunnels=node.ztunnels,
+        probes=node.probes,
+        reporter=node.origin.reporter,
+    )
 
     async def history(uid: str) -> object:
         return [asdict(record) for record in table.history if uid in {"", record.uid}]
@@ -27,4 +36,14 @@ def answers(node: Assembly, missing: Missing) -> Mapping[str, Answer]:
         workload = table.get(PodUID(uid))
         return workload and asdict(await verifications.of(workload))
 
-    return {"history": history, "verify": verify}
+    async def explain(uid: str) -> object:
+        workload = table.get(PodUID(uid))
+        return workload and _json(await explainer.of(workload))
+
+    return {"history": history, "verify": verify, "explain": explain}
+
+
+def _json(explanation: Explanation) -> object:
+    return asdict(explanation) | {
+        "links": [asdict(link) | {"mark": link.mark.value} for link in explanation.links]
+    }

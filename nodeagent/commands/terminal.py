@@ -36,6 +36,10 @@ class Terminal:
         colors = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
         return cls(max(_NARROWEST, shutil.get_terminal_size().columns), colors)
 
+    def column(self, wanted: int) -> int:
+        """Where a second column begins: at `wanted`, or further left on a narrow terminal."""
+        return wanted if not self.width or wanted <= self.width // 2 else 6
+
     def line(self, text: str, *, before: str = "", color: str = "") -> str:
         """Return `before` and `text`, wrapped below each other; only `before` is colored.
 
@@ -44,10 +48,9 @@ class Terminal:
         text, before = printable(text), printable(before)
         lines = [before + text]
         if self.width and len(lines[0]) > self.width:
-            # A narrow terminal has no room for a second column.
-            column = len(before) if len(before) <= self.width // 2 else 4
+            column = self.column(len(before))
             lines = textwrap.wrap(
-                lines[0], self.width, subsequent_indent=" " * column, drop_whitespace=True
+                lines[0], self.width, subsequent_indent=" " * column, break_on_hyphens=False
             )
         if color and self.colors and lines[0].startswith(before):
             lines[0] = f"\x1b[{_COLORS[color]}m{before}\x1b[0m{lines[0][len(before) :]}"

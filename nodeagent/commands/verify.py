@@ -67,8 +67,8 @@ def lines(
         )
     wanted = [each["ok"] for each in found if each["wanted"] != "no"]
     yield terminal.line(
-        f"{len(wanted)} of {len(found)} pods should be redirected:"
-        f" {wanted.count(True)} are, {wanted.count(False)} are not"
+        f"{len(wanted)} of {len(found)} pods should be redirected;"
+        f" in order: {wanted.count(True)}, not in order: {wanted.count(False)}"
     )
 
 

@@ -39,6 +39,9 @@ class NetnsFinder(Protocol[N]):
         was found can never be the pod's.
         """
 
+    def found_at(self, pod: Pod) -> str:
+        """Where the pod's netns was found last, and who has named it; empty: not known."""
+
 
 class Redirector(Protocol[N_contra]):
     """Installs the redirection (rules, policy rules, routes) in a pod's netns, and removes it.

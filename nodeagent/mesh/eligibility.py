@@ -10,6 +10,7 @@ from enum import Enum
 from nodeagent.mesh.pod import SIDECAR_STATUS, Namespace, Pod
 from nodeagent.mesh.selector import (
     DEFAULT_ENABLEMENT,
+    Enablement,
     EnablementSelectors,
     Labels,
     LabelSelector,
@@ -21,6 +22,11 @@ _APP = "app"
 
 RELEASED = "the agent is being uninstalled"
 """The reason of every decision once the agent is being uninstalled."""
+
+
+NO_SELECTOR = "no enablement selector matches"
+OPTED_OUT = "pod opted out"
+"""How the reasons of decisions begin that another label would change."""
 
 
 class Wanted(Enum):
@@ -79,6 +85,29 @@ def decide(pod: Pod, namespace: Namespace | None, policy: Policy) -> Decision:
     return selected
 
 
+def evidence(pod: Pod, namespace: Namespace | None, policy: Policy) -> tuple[str, ...]:
+    """How `pod` and its namespace fit each pair of enablement selectors, in words."""
+    return tuple(
+        f"selector {number}: {_fit(pair, pod, namespace)}"
+        for number, pair in enumerate(policy.enablement, 1)
+    )
+
+
+def _fit(pair: Enablement, pod: Pod, namespace: Namespace | None) -> str:
+    pods = f"pod {_match(pair.pods, pod.labels)}"
+    if not pair.namespaces.requirements:
+        return f"{pods}, in any namespace"
+    if namespace is None:
+        return f"{pods}, namespace {pod.namespace} has not been seen yet"
+    return f"{pods}, namespace {_match(pair.namespaces, namespace.labels)}"
+
+
+def _match(selector: LabelSelector, labels: Labels) -> str:
+    if selector.matches(labels):
+        return f"matches {selector}"
+    return f"does not match {selector} ({_why_not(selector, labels)})"
+
+
 def _selected(pod: Pod, namespace: Namespace | None, enablement: EnablementSelectors) -> Decision:
     opted_out = None
     for pair in enablement:
@@ -89,10 +118,10 @@ def _selected(pod: Pod, namespace: Namespace | None, enablement: EnablementSelec
         elif namespace is not None and pair.namespaces.matches(namespace.labels):
             if pod_matches:
                 return Decision(Wanted.YES, f"namespace matches {pair.namespaces}")
-            opted_out = f"pod opted out: {_why_not(pair.pods, pod.labels)}"
+            opted_out = f"{OPTED_OUT}: {_why_not(pair.pods, pod.labels)}"
     if namespace is None and any(pair.pods.matches(pod.labels) for pair in enablement):
         return Decision(Wanted.UNKNOWN, f"namespace {pod.namespace} has not been seen yet")
-    return Decision(Wanted.NO, opted_out or "no enablement selector matches")
+    return Decision(Wanted.NO, opted_out or NO_SELECTOR)
 
 
 def _why_not(selector: LabelSelector, labels: Labels) -> str:

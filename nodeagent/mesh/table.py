@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Generic, Protocol
 
 from nodeagent.mesh.annotation import PodAnnotation
-from nodeagent.mesh.eligibility import Policy, Wanted, decide
+from nodeagent.mesh.eligibility import Policy, Wanted, decide, evidence
 from nodeagent.mesh.held import N
 from nodeagent.mesh.history import History
 from nodeagent.mesh.pod import Namespace, Pod, PodUID
@@ -158,6 +158,11 @@ class Table(Generic[N]):
     async def until_synced(self) -> None:
         """Return once all that existed at the start has been seen."""
         await self._synced.wait()
+
+    def evidence(self, workload: Workload[N]) -> tuple[str, ...]:
+        """How the pod fits each enablement selector, in words."""
+        pod = workload.seen
+        return evidence(pod, self._namespaces.get(pod.namespace), self._policy)
 
     def release(self) -> None:
         """From now on no pod is wanted: the agent goes for good."""

@@ -2,8 +2,9 @@
 
 A look takes a job in the pod's netns, as the pod's own worker does. So there is one look at a
 time, on whoever's behalf, and none in a pod whose enrollment is under way: nothing waits for
-it. And a pod is not looked at again within `FRESH`, because looks are on the account of the
-pod: whoever asks in a loop must not use up what repairs of the pod need.
+it. And two looks at a pod are `PAUSE` apart, because looks are on the account of the pod:
+whoever asks in a loop must not use up what repairs of the pod need. Who has asked before a look
+begins shares its result with others.
 """
 
 import asyncio
@@ -19,9 +20,9 @@ from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.table import Table
 from nodeagent.mesh.workload import Workload
 
-FRESH = 1.0
-"""Seconds for which the result of a look is given again. A look takes some milliseconds of the
-processor, and a netns is forgiven 10 ms of them each second."""
+PAUSE = 1.0
+"""Seconds between two looks at a pod. A look takes some milliseconds of the processor, and a
+netns is forgiven 10 ms of them each second."""
 PATIENCE = 5.0
 """Seconds for one pod, which may have made looks at it slow."""
 ALL_PATIENCE = 30.0
@@ -66,24 +67,29 @@ class Verifications(Generic[N]):
         self._table = table
         self._kernel = kernel
         self._looking = asyncio.Lock()
-        self._fresh: dict[PodUID, Verification] = {}
+        self._last: dict[PodUID, tuple[float, Verification]] = {}
+        """The looks of the last second: the event loop's time when each began, and its result."""
 
-    async def of(self, workload: Workload[N], *, until: float | None = None) -> Verification:
-        """Look at one pod; `until` is the event loop's time at which nobody waits any more."""
-        if until is None:
-            until = asyncio.get_running_loop().time() + ALL_PATIENCE
+    async def of(self, workload: Workload[N], *, asked: float | None = None) -> Verification:
+        """Look at one pod; `asked`: the event loop's time before which no look counts."""
+        if asked is None:
+            asked = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(until), self._looking, asyncio.timeout(PATIENCE):
-                return await self._of(workload)
+            async with (
+                asyncio.timeout_at(asked + ALL_PATIENCE),
+                self._looking,
+                asyncio.timeout(PATIENCE),
+            ):
+                return await self._of(workload, asked)
         except TimeoutError:
             return _found(workload, ok=False, reason="not looked at: that takes too long")
 
     async def all(self) -> list[Verification]:
         """Look at every pod that exists, one after the other."""
-        until = asyncio.get_running_loop().time() + ALL_PATIENCE
-        return [await self.of(workload, until=until) for workload in self._table]
+        asked = asyncio.get_running_loop().time()
+        return [await self.of(workload, asked=asked) for workload in self._table]
 
-    async def _of(self, workload: Workload[N]) -> Verification:
+    async def _of(self, workload: Workload[N], asked: float) -> Verification:
         if workload.decision.wanted is Wanted.NO or workload.gone:
             reason = "the pod is gone" if workload.gone else workload.decision.reason
             return _found(workload, ok=True, reason=reason)
@@ -91,21 +97,23 @@ class Verifications(Generic[N]):
         if held is None or held.installed_for is None:
             detail = workload.detail or workload.decision.reason
             return _found(workload, ok=False, reason=f"{workload.state.value}: {detail}")
-        last = self._fresh.get(workload.uid)
-        if last is not None and time.time() - last.at < FRESH:
-            return last
+        loop = asyncio.get_running_loop()
+        if (last := self._last.get(workload.uid)) is not None:
+            began, verification = last
+            if began >= asked:
+                return verification
+            if (pause := began + PAUSE - loop.time()) > 0:
+                await asyncio.sleep(pause)
+                return await self._of(workload, asked)  # it may have changed meanwhile
+        began = loop.time()
         try:
             inspection = await self._kernel.look(held.netns, workload.pod)
         except RetryError as error:
             return _found(workload, ok=False, reason=f"not looked at: {error}")
         verification = _judged(workload, inspection, accepted=held.accepted)
-        self._remember(verification)
+        self._last = {uid: each for uid, each in self._last.items() if each[0] > began - PAUSE}
+        self._last[workload.uid] = began, verification
         return verification
-
-    def _remember(self, verification: Verification) -> None:
-        oldest = verification.at - FRESH
-        self._fresh = {uid: each for uid, each in self._fresh.items() if each.at > oldest}
-        self._fresh[verification.uid] = verification
 
 
 def _judged(workload: Workload[N], found: Inspection, *, accepted: bool) -> Verification:

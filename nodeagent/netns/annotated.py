@@ -27,3 +27,8 @@ class AnnotatedNetnsFinder:
         if path is None:
             raise GiveUpError(f"annotation {NETNS_PATH} is missing: it names the network namespace")
         return await self._verifier.open(path, pod)
+
+    def found_at(self, pod: Pod) -> str:
+        """See `nodeagent.mesh.dependencies.NetnsFinder`."""
+        path = pod.annotations.get(NETNS_PATH, "")
+        return f"{path}, named by the manifest (annotation {NETNS_PATH})" if path else ""

@@ -7,7 +7,7 @@ found is verified, because it may lead to another pod's netns, or to one that is
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from nodeagent.mesh.errors import GiveUpError, RetryError
@@ -17,6 +17,7 @@ from nodeagent.netns.netns import Netns, NetnsId
 from nodeagent.netns.procfs import Processes
 from nodeagent.netns.verify import Verifier
 
+_LAST_TIME = "last time"
 _LONGEST_PATH = 1024
 """Characters; runtimes have less than 100."""
 MOST_REMEMBERED = 1024
@@ -25,10 +26,11 @@ MOST_REMEMBERED = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Where a pod's netns was, and by which addresses it was verified."""
+    """Where a pod's netns was, by which addresses it was verified, and who named the path."""
 
     path: str
     addresses: tuple[IPAddress, ...]
+    named_by: str
 
 
 class Way(Protocol):
@@ -74,10 +76,15 @@ class NodeNetnsFinder:
                 except (RetryError, GiveUpError) as error:
                     failures[f"{origin}: {error}"] = None
                 else:
-                    self._remember(pod.uid, _Found(path, pod.addresses))
+                    self._remember(pod.uid, _Found(path, pod.addresses, origin))
                     return found
         self._remembered.pop(pod.uid, None)
         raise RetryError(f"network namespace not found ({'; '.join(failures)})")
+
+    def found_at(self, pod: Pod) -> str:
+        """See `nodeagent.mesh.dependencies.NetnsFinder`."""
+        found = self._remembered.get(pod.uid)
+        return f"{found.path}, named by {found.named_by}" if found else ""
 
     async def _candidates(
         self, pod: Pod, handed_over: str | None, failures: dict[str, None]
@@ -88,7 +95,7 @@ class NodeNetnsFinder:
             else:
                 failures["CNI: no absolute path was handed over"] = None
         if (last := self._remembered.get(pod.uid)) is not None and last.path != handed_over:
-            yield "last time", last.path
+            yield _LAST_TIME, last.path
         for way in self._ways:
             try:
                 paths = await way.paths(pod.sandbox_uid)
@@ -115,6 +122,9 @@ class NodeNetnsFinder:
             return False
 
     def _remember(self, uid: str, found: "_Found") -> None:
+        last = self._remembered.get(uid)
+        if last is not None and found.named_by == _LAST_TIME:
+            found = replace(found, named_by=last.named_by)
         self._remembered[uid] = found
         self._remembered.move_to_end(uid)
         if len(self._remembered) > MOST_REMEMBERED:

@@ -98,6 +98,13 @@ class HostProbes:
             return ()
         return await self._run(partial(self._ensure, pod))
 
+    async def inspect(self, pod: Pod) -> tuple[str, ...]:
+        """Say which of the pod's addresses the sets do not have for it, and write nothing.
+
+        Raises `HostProbesError`.
+        """
+        return await self._run(partial(self._inspect, pod))
+
     def _is_settled(self, pod: Pod) -> bool:
         """Whether nothing on the host has changed since all was found right for `pod`.
 
@@ -222,6 +229,16 @@ class HostProbes:
             if repair.generation is not None and not drift:
                 self._settled[pod.uid] = repair.generation, pod.addresses
         return tuple(drift)
+
+    def _inspect(self, pod: Pod) -> tuple[str, ...]:
+        owners = {a: self._backend.owner(a) for a in _sorted(self._eligible(pod.addresses))}
+        return tuple(
+            f"{address} is missing"
+            if owner is None
+            else f"{address} belongs to {owner or 'nobody'}"
+            for address, owner in owners.items()
+            if owner != pod.uid
+        )
 
     def _remove(self, uid: PodUID) -> None:
         had = _sorted(self._withdraw_claim(uid))

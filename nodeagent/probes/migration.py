@@ -76,6 +76,10 @@ class BackendMigration:
             await self._no_longer_awaited(pod.uid)
         return drift
 
+    async def inspect(self, pod: Pod) -> tuple[str, ...]:
+        """See `HostProbes.inspect`."""
+        return await self._probes.inspect(pod)
+
     async def remove(self, uid: PodUID) -> None:
         """See `HostProbes.remove`."""
         await self._probes.remove(uid)

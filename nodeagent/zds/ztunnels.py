@@ -55,6 +55,11 @@ class ConnectedZtunnels:
             raise RefusedError(f"ztunnel refuses it: {error_text}")
         return error_text == ""
 
+    def answer_of(self, uid: PodUID) -> str | None:
+        """Ztunnel's last answer about `uid`: empty for success, None where there is none."""
+        workload = self.desired.get(uid)
+        return workload.answer if workload else None
+
     def reclaim(self, uid: PodUID) -> None:
         """Have nothing more sent of the netns; see `nodeagent.mesh.dependencies.Ztunnels`."""
         self.desired.remove(uid)

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from nodeagent.admin.client import ask
+from nodeagent.mesh.pod import NETNS_PATH
 from tests.agent.processes import Node, Stub
 from tests.agent.ztunnels import reconnected
 from tests.eventually import PATIENCE, eventually
@@ -63,6 +64,33 @@ async def test_verify(lab: Lab, node: Node) -> None:
     assert web.shell("nft -s -a list ruleset") == rules
     await stub.stop()
     await eventually_silent(node, web)
+
+
+async def test_explain(lab: Lab, node: Node) -> None:
+    """Every link of a real pod holds, each with its evidence; then ztunnel goes."""
+    web, db = lab.add_pod("web"), lab.add_pod("db")
+    node.write(web)
+    node.write(db, labels={})
+    node.start()
+    stub = await eventually_started(node)
+    await node.until(web, lambda row: row["state"] == "enrolled")
+    await node.until_state(db, "outside")
+    found = await asked(node, "explain", web)
+    marks = {link["topic"]: link["mark"] for link in found["links"]}
+    assert marks.pop("sandbox") == "note"  # no CNI plugin has handed it over
+    assert set(marks.values()) == {"ok"}, found
+    assert {"selected", "netns", "rules, routes", "ztunnel", "listeners", "probes"} < set(marks)
+    (netns,) = (link for link in found["links"] if link["topic"] == "netns")
+    assert netns["evidence"] == [f"{web.path}, named by the manifest (annotation {NETNS_PATH})"]
+    assert (found["ok"], found["next_step"]) == (True, "nothing")
+    assert found["history"][-1]["what"] == "enrolled"
+    outside = await asked(node, "explain", db)
+    assert (outside["ok"], outside["links"][0]["mark"]) == (True, "note")
+    await stub.stop()
+    await eventually_silent(node, web)
+    found = await asked(node, "explain", web)
+    assert not found["ok"]
+    assert found["verdict"].startswith("redirected, but not served")
 
 
 async def eventually_started(node: Node) -> Stub:

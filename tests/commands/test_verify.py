@@ -36,7 +36,7 @@ def test_a_line_for_each_pod() -> None:
         "-     shop/cron  a reason",
         "FAIL  shop/db    rules are \\x1bmissing",
         "ok    shop/web   all right",
-        "2 of 3 pods should be redirected: 1 are, 1 are not",
+        "2 of 3 pods should be redirected; in order: 1, not in order: 1",
     ]
 
 

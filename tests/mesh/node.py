@@ -134,6 +134,9 @@ class Node:
             raise RetryError("holds none of the pod's addresses")
         return self.opened(self.netns_ids[pod.uid], held)
 
+    def found_at(self, pod: Pod) -> str:
+        return f"/netns/{self.netns_ids[pod.uid]}" if pod.uid in self.netns_ids else ""
+
     def opened(self, netns: int, held: Held | None) -> Held:
         return held if held is not None and held.id == netns else Held(self, netns)
 

@@ -9,7 +9,7 @@ from nodeagent.mesh.dependencies import Inspection
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.progress import State
-from nodeagent.mesh.verification import ALL_PATIENCE, PATIENCE, Verification, Verifications
+from nodeagent.mesh.verification import ALL_PATIENCE, PATIENCE, PAUSE, Verification, Verifications
 from tests.mesh.node import Bench, Held, Node, bench
 from tests.mesh.pods import SHOP, U1, a_pod, enrolled
 
@@ -114,17 +114,31 @@ async def test_one_look_at_a_time(on: Bench) -> None:
         await enrolled(on, str(number))
     kernel = Kernel()
     verifications = Verifications(on.table, kernel)
-    await asyncio.gather(*(verifications.all() for _ in range(20)))
-    assert kernel.most == 1
+    passes = await asyncio.gather(*(verifications.all() for _ in range(20)))
+    assert all(each.ok for found in passes for each in found)
+    assert (kernel.most, len(kernel.looks)) == (1, 8)
 
 
 async def test_asking_in_a_loop_costs_a_pod_little(on: Bench) -> None:
     """Looks are on the account of the pod, of which repairs need something, too."""
     kernel = Kernel()
     verifications = Verifications(on.table, kernel)
-    for _ in range(100):
+    begun = asyncio.get_running_loop().time()
+    for _ in range(10):
         assert (await verifications.of(on.workload("1"))).ok
-    assert kernel.looks == [U1]
+    assert asyncio.get_running_loop().time() - begun >= 9 * PAUSE
+
+
+async def test_nobody_gets_what_was_seen_before(on: Bench) -> None:
+    """A look begins after it was asked for; those who ask together share one."""
+    kernel = Kernel()
+    verifications = Verifications(on.table, kernel)
+    workload = on.workload("1")
+    assert (await verifications.of(workload)).ok
+    kernel.found = Inspection(differed=("rules are missing",))
+    results = await asyncio.gather(*(verifications.of(workload) for _ in range(50)))
+    assert {each.reason for each in results} == {"rules are missing"}
+    assert len(kernel.looks) == 2
 
 
 async def test_enrollment_is_not_disturbed() -> None:

@@ -195,3 +195,16 @@ async def test_held_netns_is_left_for_what_is_the_pods_now(
                 pod = replace(pod, addresses=(other.v4,))
         with await finder.find(pod, handed_over, held) as found:
             assert found.id == NetnsId.of_path(other.path)
+
+
+async def test_who_named_it(lab: Lab, threads: NetnsThreads) -> None:
+    """For people: the path of the netns, and who named it first, however often it was found."""
+    pod, way = lab.add_pod("web"), Told("runtime", "/none")
+    way.said = [pod.path]
+    finder = finder_of(threads, way)
+    assert finder.found_at(a_pod(pod)) == ""
+    for _ in range(3):
+        await found_in(finder, a_pod(pod))
+        assert finder.found_at(a_pod(pod)) == f"{pod.path}, named by runtime"
+    await found_in(finder, a_pod(pod), pod.path)
+    assert finder.found_at(a_pod(pod)) == f"{pod.path}, named by CNI"

@@ -308,3 +308,14 @@ def open_sockets() -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             links.append(os.readlink(f"/proc/self/fd/{fd}"))
     return sorted(link for link in links if link.startswith("socket:"))
+
+
+async def test_inspection_tells_and_writes_nothing(host: Host, probes: HostProbes) -> None:
+    """Which addresses the kernel does not have for the pod; without the table, too."""
+    pod = enrolled("a", V4, V6)
+    assert await probes.inspect(pod) == (f"{V4} is missing", f"{V6} is missing")
+    await probes.ensure(pod)
+    with host.news() as news:
+        assert await probes.inspect(pod) == ()
+        assert await probes.inspect(enrolled("b", V4)) == (f"{V4} belongs to a",)
+        assert news() == []
