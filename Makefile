@@ -9,7 +9,7 @@ SHELL_FILES := deploy/setup deploy/make-dist .ci/run
 # Where Debian keeps ip and nft, out of an ordinary user's way.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo quick test test-cluster fuzz bench fmt lint types hooks dist proto lock clean
+.PHONY: help demo quick test test-cluster fuzz bench fmt lint types hooks dist proto lock docs-metrics clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ proto: ## make the generated code of proto/ anew
 	$(PROTOC) -Iproto --python_out=nodeagent/netns --mypy_out=nodeagent/netns proto/cri.proto
 	$(PROTOC) -Itests/runtime --python_out=tests/runtime --mypy_out=tests/runtime \
 		tests/runtime/kubelet.proto
+
+docs-metrics: ## make docs/metrics.md anew from the definitions
+	@deploy/setup demo
+	$(PYTHON) -m nodeagent.metrics.reference > docs/metrics.md
 
 lock: ## make the requirements files anew from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml --output-file deploy/requirements.txt

@@ -34,6 +34,7 @@ from nodeagent.netns.costs import NO_LIMITS
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.netns.verify import Verifier, host_netns_ids
+from nodeagent.observer import NOBODY, Observer
 from nodeagent.probes.migration import BackendMigration
 from nodeagent.redirect.backend import Backends
 from nodeagent.redirect.defaults import RedirectDefaults
@@ -86,9 +87,12 @@ async def cluster_of(settings: Settings) -> AsyncIterator[ApiServer | None]:
 
 @contextlib.asynccontextmanager
 async def assembled(
-    settings: Settings, api: ApiServer | None, tasks: asyncio.TaskGroup
+    settings: Settings,
+    api: ApiServer | None,
+    tasks: asyncio.TaskGroup,
+    observer: Observer = NOBODY,
 ) -> AsyncIterator[Assembly]:
-    """Make the parts, and close them at the end of the context.
+    """Make the parts, and close them at the end of the context. They tell `observer` what happens.
 
     Their work is in `tasks`, which has to end before the context does. Raises ``OSError``,
     ``RetryError``.
@@ -98,12 +102,16 @@ async def assembled(
         # A thread of its own: work in the host's netns does not wait for work in pods (L36).
         host_threads = stack.enter_context(contextlib.closing(NetnsThreads(1, limits=NO_LIMITS)))
         variant = await iptables_variant(settings, host_threads)
-        probes = await stack.enter_async_context(host_probes(settings, host_threads, variant))
+        probes = await stack.enter_async_context(
+            host_probes(settings, host_threads, variant, observer)
+        )
         verifier = Verifier(threads, host_netns_ids(host_path(settings)))
         if api is None:
-            origin = from_folder(require_manifests(settings), verifier)
+            origin = from_folder(require_manifests(settings), verifier, observer)
         else:
-            origin = await stack.enter_async_context(from_cluster(settings, api, verifier))
+            origin = await stack.enter_async_context(
+                from_cluster(settings, api, verifier, observer)
+            )
         policy = _policy(settings)
         table = Table[Netns](policy)
         ztunnels = ConnectedZtunnels(table.wake, table.kept)
@@ -119,6 +127,7 @@ async def assembled(
             ztunnels=ztunnels,
             probes=probes,
             reporter=origin.reporter,
+            observer=observer,
             removal_grace=settings.removal_grace,
         )
         reconciler = Reconciler(

@@ -16,6 +16,7 @@ from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_variant import find_variant
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
+from nodeagent.observer import Observer
 from nodeagent.probes.migration import BackendMigration
 from nodeagent.probes.rules import ProbeRules
 
@@ -24,14 +25,14 @@ log = structlog.get_logger()
 
 @contextlib.asynccontextmanager
 async def host_probes(
-    settings: Settings, threads: NetnsThreads, variant: Variant | None
+    settings: Settings, threads: NetnsThreads, variant: Variant | None, observer: Observer
 ) -> AsyncIterator[BackendMigration]:
     """The host's probe set in the backend for `variant`, None for nftables; closed at the end.
 
     Nothing is installed yet: call `BackendMigration.start`. Raises ``OSError``.
     """
     with open_host_netns(settings) as host:
-        probes = BackendMigration(variant, probe_rules(settings), threads, host)
+        probes = BackendMigration(variant, probe_rules(settings), threads, host, observer)
         async with contextlib.aclosing(probes):
             yield probes
 

@@ -8,7 +8,7 @@ import structlog
 from nodeagent.admin.server import serve_admin, serve_health
 from nodeagent.agent.cni_wiring import uninstall_plugin
 from nodeagent.config import Settings
-from nodeagent.metrics.definitions import Metrics
+from nodeagent.metrics.counting import Metrics
 from nodeagent.metrics.server import serving_metrics
 
 log = structlog.get_logger()

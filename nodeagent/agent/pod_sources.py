@@ -24,6 +24,7 @@ from nodeagent.mesh.pod import Namespace, Pod
 from nodeagent.netns.annotated import AnnotatedNetnsFinder
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.verify import Verifier
+from nodeagent.observer import Observer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,18 +47,18 @@ class Origin:
     """Delivers what the reporter was told, until cancelled; None: nothing has to be delivered."""
 
 
-def from_folder(folder: str, verifier: Verifier) -> Origin:
+def from_folder(folder: str, verifier: Verifier, observer: Observer) -> Origin:
     """Pods from a folder of manifests, each with the path of its netns."""
     return Origin(
         source=ManifestFolder(folder),
         netns_finder=AnnotatedNetnsFinder(verifier),
-        reporter=LogReporter(),
+        reporter=LogReporter(observer),
     )
 
 
 @contextlib.asynccontextmanager
 async def from_cluster(
-    settings: Settings, api: ApiServer, verifier: Verifier
+    settings: Settings, api: ApiServer, verifier: Verifier, observer: Observer
 ) -> AsyncIterator[Origin]:
     """Pods from the Kubernetes API, and their netns from the container runtime or procfs.
 
@@ -67,7 +68,7 @@ async def from_cluster(
 
     labels = deciding_labels(settings.ambient_enablement_selector)
     pods = ClusterPods(api, settings.node_name, labels=labels)
-    status = ClusterReporter(api, settings.node_name)
+    status = ClusterReporter(api, settings.node_name, observer)
     async with opened_finder(
         verifier, endpoint=settings.container_runtime_endpoint, prefix=settings.host_prefix
     ) as netns_finder:

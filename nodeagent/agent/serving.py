@@ -17,6 +17,7 @@ from nodeagent.admin.server import serve_admin, serve_health
 from nodeagent.agent.answers import answers
 from nodeagent.agent.assembly import Assembly, assembled
 from nodeagent.agent.cni_wiring import installer, plugin_server
+from nodeagent.agent.figures import show_figures
 from nodeagent.agent.idle import serve_idle
 from nodeagent.agent.readiness import Readiness, Token
 from nodeagent.cluster.api import ApiServer
@@ -29,7 +30,7 @@ from nodeagent.loop_watch import watching_loop
 from nodeagent.mesh.eligibility import Wanted
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.reconciler import Reconciler
-from nodeagent.metrics.definitions import Metrics
+from nodeagent.metrics.counting import Metrics
 from nodeagent.metrics.server import serving_metrics
 from nodeagent.netns.netns import Netns
 from nodeagent.zds.server import ZdsServer
@@ -65,13 +66,12 @@ async def serve(
     attempted = readiness.token("a first look at each pod")
     tasks = asyncio.TaskGroup()
     async with contextlib.AsyncExitStack() as stack:
-        node = await stack.enter_async_context(assembled(settings, api, tasks))
+        node = await stack.enter_async_context(assembled(settings, api, tasks, metrics))
         table = node.reconciler.table
         chain = installer(settings, metrics.installation)
         chained = readiness.token("the plugin in the CNI chain") if chain is not None else None
         listener = await stack.enter_async_context(_sockets(settings, node, readiness))
-        metrics.install_ready_is(lambda: chain is not None and chain.in_place)
-        metrics.ztunnel_connected_is(lambda: node.ztunnels.connected)
+        show_figures(metrics, node, installed=lambda: chain is not None and chain.in_place)
         await stack.enter_async_context(serving_metrics(_monitoring_port(settings), metrics))
         await node.start_probes()
         # Before the first list: a plugin that waits here need not wait for a retry.
@@ -107,7 +107,8 @@ async def serve(
         stack.enter_context(watching_loop())
         if api is not None and settings.remove_startup_taint:
             tasks.create_task(_untaint(settings, api, chain), name="start-up taint")
-        await ZdsServer(node.ztunnels, peer_uids=settings.zds_peer_uids).serve(listener)
+        ztunnels = ZdsServer(node.ztunnels, peer_uids=settings.zds_peer_uids, observer=metrics)
+        await ztunnels.serve(listener)
 
 
 @contextlib.asynccontextmanager

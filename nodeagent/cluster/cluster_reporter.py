@@ -17,6 +17,7 @@ from nodeagent.cluster.outbox import Outbox
 from nodeagent.cluster.projection import ProjectionError
 from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
+from nodeagent.observer import NOBODY, Observer, Reason
 
 _AT_ONCE = 8
 """Requests at one time."""
@@ -43,9 +44,9 @@ class ClusterReporter:
     the latest state of each pod is kept.
     """
 
-    def __init__(self, api: ApiServer, node_name: str) -> None:
+    def __init__(self, api: ApiServer, node_name: str, observer: Observer = NOBODY) -> None:
         self._api = api
-        self._log = LogReporter()
+        self._log = LogReporter(observer)
         self._events = Events(api, node_name)
         self._patches = Outbox[PodUID, _Patch](
             self._patch,
@@ -79,31 +80,31 @@ class ClusterReporter:
         """Event: something else keeps changing the pod's redirection."""
         self._log.contested(pod, times)
         text = f"something else keeps changing the pod's redirection; it was repaired {times} times"
-        self._events.record(pod, "RedirectionContested", text)
+        self._events.record(pod, Reason.CONTESTED, text)
 
     def unprotected(self, pod: Pod) -> None:
         """Event: the pod's traffic has gone past ztunnel until now (L19)."""
         self._log.unprotected(pod)
         text = "the pod ran before it was redirected: until now its traffic went past ztunnel"
-        self._events.record(pod, "EnrolledLate", text)
+        self._events.record(pod, Reason.ENROLLED_LATE, text)
 
     def broken(self, pod: Pod, reason: str) -> None:
         """Event: the pod is annotated `enabled`, and not served (L41)."""
         self._log.broken(pod, reason)
         text = f"annotated {Redirection.ENABLED.value}, but that is not in order: {reason}"
-        self._events.record(pod, "RedirectionBroken", text)
+        self._events.record(pod, Reason.BROKEN, text)
 
     def netns_conflict(self, pod: Pod, netns: str, holder: Pod) -> None:
         """Event: the pod was refused a netns, because it is another pod's (L39)."""
         self._log.netns_conflict(pod, netns, holder)
         # The other pod's name is in the log only, because it may be another tenant's.
         text = f"the network namespace that was found for it, {netns}, is another pod's: refused"
-        self._events.record(pod, "NetnsConflict", text)
+        self._events.record(pod, Reason.NETNS_CONFLICT, text)
 
     def failed(self, pod: Pod, reason: str) -> None:
         """Event: why the pod cannot be enrolled."""
         self._log.failed(pod, reason)
-        self._events.record(pod, "EnrollmentFailed", reason)
+        self._events.record(pod, Reason.FAILED, reason)
 
     def forget(self, uid: PodUID) -> None:
         """Do not annotate the pod any more: it is gone."""

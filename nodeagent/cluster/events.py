@@ -12,6 +12,7 @@ import structlog
 from nodeagent.cluster.api import ApiError, ApiServer
 from nodeagent.cluster.outbox import Outbox
 from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.observer import Reason
 
 log = structlog.get_logger()
 
@@ -27,7 +28,7 @@ _ENDING = "NamespaceTerminating"
 """The API server's cause for a 403 that is about the namespace, not about rights."""
 _AT_ONCE = 2
 
-_Key = tuple[PodUID, str]
+_Key = tuple[PodUID, Reason]
 
 
 class Events:
@@ -55,7 +56,7 @@ class Events:
         """How many events are on their way."""
         return len(self._outbox)
 
-    def record(self, pod: Pod, reason: str, text: str) -> None:
+    def record(self, pod: Pod, reason: Reason, text: str) -> None:
         """Put a warning on the pod; `text` may come from a tenant, and is cut to `MAX_TEXT`."""
         text = text.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
         now = time.monotonic()
@@ -70,7 +71,7 @@ class Events:
         event = self._event(pod, reason, text)
         self._outbox.put(event["metadata"]["name"], event)
 
-    def _event(self, pod: Pod, reason: str, text: str) -> dict[str, Any]:
+    def _event(self, pod: Pod, reason: Reason, text: str) -> dict[str, Any]:
         # The agent chooses the name, so that a request that was carried out but not answered
         # makes no second event when it is repeated.
         name = f"{pod.name[:200].rstrip('-.')}.{uuid.uuid4().hex[:16]}"
@@ -87,7 +88,7 @@ class Events:
                 "uid": pod.uid,
             },
             "type": "Warning",
-            "reason": reason,
+            "reason": reason.value,
             "message": text,
             "source": {"component": "nodeagent", "host": self._node_name},
             "reportingComponent": "nodeagent",

@@ -11,6 +11,7 @@ from typing import Generic, Protocol
 from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.held import N, N_contra, Watch
 from nodeagent.mesh.pod import Pod, PodUID
+from nodeagent.observer import NOBODY, Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,5 +139,6 @@ class Dependencies(Generic[N]):
     ztunnels: Ztunnels[N]
     probes: Probes
     reporter: Reporter
+    observer: Observer = NOBODY
     removal_grace: float = 0.0
     """Seconds for which a pod that leaves the mesh keeps its open connections through ztunnel."""

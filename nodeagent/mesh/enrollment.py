@@ -12,6 +12,7 @@ import time
 import structlog
 
 from nodeagent.mesh.annotation import Redirection
+from nodeagent.mesh.clock import EnrollmentClock
 from nodeagent.mesh.dependencies import Dependencies, Inspection
 from nodeagent.mesh.eligibility import RELEASED, Wanted
 from nodeagent.mesh.errors import (
@@ -26,6 +27,7 @@ from nodeagent.mesh.pod import SIDECAR_STATUS, Pod
 from nodeagent.mesh.progress import State
 from nodeagent.mesh.table import Table
 from nodeagent.mesh.workload import Workload
+from nodeagent.observer import Phase, Way
 
 log = structlog.get_logger()
 
@@ -36,7 +38,7 @@ ANNOTATION_PROPAGATION = 2.0
 _ATTEMPTS_FOR_LEFTOVERS = 5
 """Attempts to clean a pod that was there at the start, where nothing says that it was ever in
 the mesh."""
-_FIRST_CONTESTED = 5
+FIRST_CONTESTED = 5
 """Repairs of one pod after which it is reported as contested; then after twice as many, and
 so on."""
 
@@ -70,12 +72,16 @@ async def _enroll(workload: Workload[N], needs: Dependencies[N], table: Table[N]
     if not pod.addresses and progress.held is None:
         progress.set_state(State.WAITING, "has no address yet")
         return
+    if progress.clock is None:
+        progress.clock = EnrollmentClock(_way_in(workload), workload.heard)
     if pod.addresses:  # an enrolled pod can lose them for a moment
         await _open_netns(workload, pod, needs, table)
-    held = progress.held
+    held, clock = progress.held, progress.clock
     assert held is not None  # noqa: S101 - tells mypy what the lines above made so
+    clock.reached(Phase.FOUND, needs.observer)
     unwatched = await _watch(workload, held, needs)
     inspection = await _redirect(workload, pod, held, needs)
+    clock.reached(Phase.REDIRECTED, needs.observer)
     served = held.accepted  # by the time of the inspection
     try:
         held.accepted = await needs.ztunnels.offer(pod, held.netns) or held.accepted
@@ -87,6 +93,8 @@ async def _enroll(workload: Workload[N], needs: Dependencies[N], table: Table[N]
         raise
     await needs.probes.ensure(pod)
     _annotate(workload, held, needs)
+    if held.accepted:
+        clock.reached(Phase.ACCEPTED, needs.observer)
     if not held.accepted:
         progress.set_state(State.PENDING, "no ztunnel is connected")
     elif served and inspection.silent:
@@ -94,6 +102,7 @@ async def _enroll(workload: Workload[N], needs: Dependencies[N], table: Table[N]
         progress.set_state(State.UNSERVED, f"ztunnel does not listen on {ports}: traffic fails")
     else:
         progress.set_state(State.ENROLLED, workload.decision.reason)
+        clock.complete(needs.observer)
     if unwatched is not None:
         raise unwatched
 
@@ -113,6 +122,12 @@ async def _watch(
         return error
     held.watch.arm()  # before the inspection: what changes during it is heard
     return None
+
+
+def _way_in(workload: Workload[N]) -> Way:
+    if workload.sandbox is not None:
+        return Way.CNI
+    return Way.START if workload.existing else Way.WATCH
 
 
 async def _waits_for_sandbox(
@@ -151,6 +166,7 @@ async def _open_netns(
         progress.history.note("sandbox replaced", f"{old} before, {found.id} now")
         needs.ztunnels.reclaim(workload.uid)
         progress.release_netns()
+        progress.clock = EnrollmentClock(_way_in(workload), workload.heard)
         progress.held = HeldNetns(found)
 
 
@@ -192,7 +208,12 @@ async def _redirect(
         # An upgrade may change rules that are installed: such a pod was never without.
         and not await needs.redirector.is_installed(held.netns)
     )
-    inspection = await needs.redirector.ensure(held.netns, pod)
+    try:
+        inspection = await needs.redirector.ensure(held.netns, pod)
+    except RetryError:
+        held.lost_since = held.lost_since or time.monotonic()
+        raise
+    held.lost_since = None
     progress.was_redirected = True
     if inspection.uncleaned and inspection.uncleaned != held.uncleaned:
         reason = inspection.uncleaned
@@ -200,6 +221,8 @@ async def _redirect(
     held.uncleaned = inspection.uncleaned
     if unprotected:
         needs.reporter.unprotected(pod)
+        if progress.clock is not None:
+            needs.observer.ran_unprotected(time.monotonic() - progress.clock.began)
     if held.installed_for is None:
         # ztunnel may have accepted this very netns from an earlier agent. The annotation
         # alone does not say so: it outlives a reboot of the node, the rules do not.
@@ -225,6 +248,7 @@ def _note_change(
         log.info("redirection changed", pod=str(pod), uid=pod.uid, differed=list(differed))
         return
     workload.progress.repairs += 1
+    needs.observer.pod_repaired()
     repairs = workload.progress.repairs
     workload.progress.history.note("repaired", "; ".join(differed))
     log.warning("redirection repaired", pod=str(pod), uid=pod.uid, differed=list(differed))
@@ -234,7 +258,7 @@ def _note_change(
 
 def _is_contested(repairs: int) -> bool:
     """Whether so many repairs are to be reported: 5, 10, 20, 40 and so on."""
-    times, rest = divmod(repairs, _FIRST_CONTESTED)
+    times, rest = divmod(repairs, FIRST_CONTESTED)
     return rest == 0 and times.bit_count() == 1
 
 

@@ -49,6 +49,8 @@ class HeldNetns(Generic[N]):
     """The pod as it was when the redirection was last found or made right."""
     verified: float | None = None
     """When that was, in seconds since the epoch."""
+    lost_since: float | None = None
+    """Since when the redirection could not be made right; ``time.monotonic``. None: it is right."""
     accepted: bool = False
     """A ztunnel has accepted this netns. Stays true while ztunnel is away."""
     draining_since: float | None = None

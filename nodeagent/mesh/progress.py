@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Generic
 
+from nodeagent.mesh.clock import EnrollmentClock
 from nodeagent.mesh.held import HeldNetns, N
 from nodeagent.mesh.history import PodHistory
 
@@ -34,6 +35,7 @@ class Progress(Generic[N]):
     __slots__ = (
         "_attempted",
         "attempts",
+        "clock",
         "detail",
         "held",
         "history",
@@ -52,6 +54,8 @@ class Progress(Generic[N]):
         self.since = time.time()
         """When `state` was set, in seconds since the epoch."""
         self.held: HeldNetns[N] | None = None
+        self.clock: EnrollmentClock | None = None
+        """Times the enrollment; None: none has begun."""
         self.was_redirected = False
         """This agent has installed the redirection, or found it installed, at least once."""
         self.known_outside = False
@@ -74,6 +78,7 @@ class Progress(Generic[N]):
 
     def release_netns(self) -> None:
         """Close what is held of the netns, if anything is."""
+        self.clock = None
         held, self.held = self.held, None
         if held is not None:
             held.close()

@@ -6,6 +6,7 @@ for which something may have to be done. It does nothing else for a pod.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Generic, Protocol
@@ -95,6 +96,7 @@ class Table(Generic[N]):
         else:
             workload.annotation.seen(pod, anew=workload.gone)
             workload.seen, workload.decision, workload.gone = pod, decision, False
+            workload.heard = time.monotonic()
         self._pod_seen.set()
         self._pod_seen = asyncio.Event()
         self._changed(workload)
@@ -110,6 +112,7 @@ class Table(Generic[N]):
     def handed_over(self, workload: Workload[N], sandbox: Sandbox) -> None:
         """The runtime has made `sandbox` for the pod; the one before, if any, is over."""
         workload.sandbox, workload.sandbox_ended = sandbox, None
+        workload.heard = time.monotonic()
         self._changed(workload)
 
     def sandbox_ended(self, workload: Workload[N]) -> None:
@@ -183,6 +186,7 @@ class Table(Generic[N]):
             decision = decide(workload.seen, self._namespaces.get(namespace), self._policy)
             if decision != workload.decision:
                 workload.decision = decision
+                workload.heard = time.monotonic()
                 self._changed(workload)
 
     def _changed(self, workload: Workload[N]) -> None:

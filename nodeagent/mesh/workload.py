@@ -6,6 +6,7 @@ and the container runtime say, and what was decided from it: only the table writ
 only one that writes its own fields.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Generic, Self
@@ -35,6 +36,9 @@ class Workload(Generic[N]):
     """What the CNI plugin has handed over last."""
     sandbox_ended: float | None = None
     """The event loop's time when the runtime began to take the pod's sandbox down."""
+
+    heard: float = field(default_factory=time.monotonic)
+    """When something of the above was new last; ``time.monotonic``."""
 
     annotation: PodAnnotation
     progress: Progress[N] = field(default_factory=Progress)
@@ -83,6 +87,21 @@ class Workload(Generic[N]):
     def netns(self) -> N | None:
         """The pod's netns, on loan; None: it is not open."""
         return self.held.netns if self.held else None
+
+    @property
+    def unredirected_since(self) -> float | None:
+        """Since when the pod should be redirected and is not known to be; ``time.monotonic``.
+
+        None: it is redirected, or need not be: it is not wanted, has no address yet, or no
+        sandbox any more.
+        """
+        if self.gone or self.decision.wanted is not Wanted.YES or self.sandbox_ended is not None:
+            return None
+        if self.held is not None and self.held.installed_for is not None:
+            return self.held.lost_since
+        if not self.pod.addresses:
+            return None
+        return self.progress.clock.began if self.progress.clock else self.heard
 
     async def until(self, condition: Callable[[Self], bool]) -> None:
         """Return once `condition` holds; it is evaluated after each run of the pod's steps."""

@@ -1,80 +1,199 @@
-"""Every metric once: its name, what it counts, and its labels.
+"""Every metric once: its name, what it says, its labels. docs/metrics.md is made from this.
 
-The names are those of Istio's agent, so that its dashboards and alerts go on working. A figure
-that this agent has no source for is not here.
+Those of Istio's agent have its names, so that its dashboards and alerts go on working. A
+figure that this agent has no source for is not here.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
-
-from nodeagent import __version__
-
-disable_created_metrics()  # type: ignore[no-untyped-call]
+from nodeagent.mesh.progress import State
+from nodeagent.observer import Phase, Reason, Way
 
 
-class Metrics:
-    """The metrics of one agent. What they tell at first is 0, not nothing."""
+class Kind(StrEnum):
+    """Prometheus' kinds of metrics."""
 
-    def __init__(self) -> None:
-        """Make them in a registry of their own."""
-        self.registry = CollectorRegistry()
-        self._installs = Counter(
-            "istio_cni_installs",
-            "Installations of the CNI plugin on the node, by result (SUCCESS or FAILURE).",
-            ["result"],
-            registry=self.registry,
-        )
-        self._plugin_requests = Counter(
-            "istio_cni_plugin_requests",
-            "Requests of the CNI plugin, by the HTTP status of the agent's answer.",
-            ["response_code"],
-            registry=self.registry,
-        )
-        self._reconcile_events = Counter(
-            "nodeagent_reconcile_events",
-            "Events about pods of the node, by type (add, update or delete).",
-            ["type"],
-            registry=self.registry,
-        )
-        self._install_ready = Gauge(
-            "istio_cni_install_ready",
-            "1 while the CNI plugin and its configuration are in place.",
-            registry=self.registry,
-        )
-        self._ztunnel_connected = Gauge(
-            "ztunnel_connected",
-            "1 while a ztunnel is connected.",
-            registry=self.registry,
-        )
-        build = Gauge(
-            "istio_build",
-            "The agent's version, always 1.",
-            ["component", "tag"],
-            registry=self.registry,
-        )
-        build.labels(component="cni", tag=__version__).set(1)
-        for result in ("SUCCESS", "FAILURE"):
-            self._installs.labels(result=result)
-        for kind in ("add", "update", "delete"):
-            self._reconcile_events.labels(type=kind)
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
 
-    def installation(self, success: bool) -> None:
-        """Count an attempt to install the plugin."""
-        self._installs.labels(result="SUCCESS" if success else "FAILURE").inc()
 
-    def plugin_request(self, status: int) -> None:
-        """Count a request of the plugin's that was answered with this HTTP status."""
-        self._plugin_requests.labels(response_code=str(status)).inc()
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric."""
 
-    def pod_event(self, kind: str) -> None:
-        """Count an event about a pod: ``add``, ``update`` or ``delete``."""
-        self._reconcile_events.labels(type=kind).inc()
+    name: str
+    """As Prometheus shows it: a counter's ends in ``_total``."""
+    kind: Kind
+    text: str
+    """What it says, in one sentence."""
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """The values of each label; empty where they are no closed list (an HTTP status, say)."""
+    buckets: tuple[float, ...] = ()
+    """The upper bounds of a histogram's buckets, in seconds."""
 
-    def install_ready_is(self, installed: Callable[[], bool]) -> None:
-        """Have the gauge ask `installed` whenever it is read."""
-        self._install_ready.set_function(installed)
 
-    def ztunnel_connected_is(self, connected: Callable[[], bool]) -> None:
-        """Have the gauge ask `connected` whenever it is read."""
-        self._ztunnel_connected.set_function(connected)
+_STATES = tuple(state.value for state in State)
+_WAYS = tuple(way.value for way in Way)
+_PHASES = tuple(phase.value for phase in Phase)
+_REASONS = tuple(reason.value for reason in Reason)
+_REQUESTS = ("add", "keep", "del", "snapshot_sent")
+_RESULTS = ("accepted", "refused", "unanswered")
+
+_SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LONGEST = (1, 5, 10, 30, 60, 300, 900, 3600)
+
+# Pods
+
+PODS = Definition("nodeagent_pods", Kind.GAUGE, "Pods of the node, by state.", {"state": _STATES})
+UNREDIRECTED = Definition(
+    "nodeagent_unredirected_pods",
+    Kind.GAUGE,
+    "Pods that should be redirected and are not known to be: never were, or cannot be repaired.",
+)
+UNREDIRECTED_AGE = Definition(
+    "nodeagent_unredirected_oldest_age_seconds",
+    Kind.GAUGE,
+    "For how long that is so of the pod of which it is so longest; 0 where there is none.",
+)
+VERIFIED_AGE = Definition(
+    "nodeagent_verified_oldest_age_seconds",
+    Kind.GAUGE,
+    "How long ago the redirection was verified in the pod where that is longest ago.",
+)
+CONTESTED = Definition(
+    "nodeagent_contested_pods",
+    Kind.GAUGE,
+    "Pods whose redirection this agent has had to repair five times or more.",
+)
+ENROLLMENT = Definition(
+    "nodeagent_enrollment_duration_seconds",
+    Kind.HISTOGRAM,
+    "From the news of a pod with an address until the pod is enrolled and served, by way in.",
+    {"way": _WAYS},
+    _LONG,
+)
+ENROLLMENT_PHASE = Definition(
+    "nodeagent_enrollment_phase_duration_seconds",
+    Kind.HISTOGRAM,
+    "From the same news until the pod's network namespace is found, the pod is redirected, and "
+    "accepted by ztunnel.",
+    {"phase": _PHASES, "way": _WAYS},
+    _LONG,
+)
+UNPROTECTED = Definition(
+    "nodeagent_unprotected_duration_seconds",
+    Kind.HISTOGRAM,
+    "For how long a running pod was known to this agent, and not redirected; one observation for "
+    "each pod that was enrolled late.",
+    buckets=_LONGEST,
+)
+REPAIRS = Definition(
+    "nodeagent_repairs_total",
+    Kind.COUNTER,
+    "Repairs of what something else had changed: in a pod, or of the host's rules for probes.",
+    {"where": ("pod", "host")},
+)
+WARNINGS = Definition(
+    "nodeagent_pod_warnings_total",
+    Kind.COUNTER,
+    "Warnings about pods, by the reason that the pod's Kubernetes event has.",
+    {"reason": _REASONS},
+)
+
+# ztunnel
+
+ZTUNNELS = Definition(
+    "nodeagent_ztunnel_connections",
+    Kind.GAUGE,
+    "ztunnels that are connected; two for a while during an update.",
+)
+ZTUNNEL_REQUESTS = Definition(
+    "nodeagent_ztunnel_requests_total",
+    Kind.COUNTER,
+    "Requests to ztunnel, by kind and by what came of them.",
+    {"request": _REQUESTS, "result": _RESULTS},
+)
+ZTUNNEL_ANSWER = Definition(
+    "nodeagent_ztunnel_answer_duration_seconds",
+    Kind.HISTOGRAM,
+    "From a request to ztunnel's answer, or to the end of waiting for one.",
+    {"request": _REQUESTS},
+    _SHORT,
+)
+SNAPSHOT = Definition(
+    "nodeagent_ztunnel_snapshot_duration_seconds",
+    Kind.HISTOGRAM,
+    "From a ztunnel's hello until the ztunnel has been told of every pod.",
+    buckets=_LONG,
+)
+SNAPSHOT_SIZE = Definition(
+    "nodeagent_ztunnel_snapshot_workloads",
+    Kind.GAUGE,
+    "Pods that the ztunnel which connected last was told of at first.",
+)
+
+# The agent
+
+BUILD = Definition(
+    "nodeagent_build_info", Kind.GAUGE, "The agent's version, always 1.", {"version": ()}
+)
+
+# As Istio's agent has them
+
+ISTIO_INSTALLS = Definition(
+    "istio_cni_installs_total",
+    Kind.COUNTER,
+    "Installations of the CNI plugin on the node, by result.",
+    {"result": ("SUCCESS", "FAILURE")},
+)
+ISTIO_INSTALL_READY = Definition(
+    "istio_cni_install_ready",
+    Kind.GAUGE,
+    "1 while the CNI plugin and its configuration are in place.",
+)
+ISTIO_PLUGIN_REQUESTS = Definition(
+    "istio_cni_plugin_requests_total",
+    Kind.COUNTER,
+    "Requests of the CNI plugin, by the HTTP status of the agent's answer.",
+    {"response_code": ()},
+)
+ISTIO_EVENTS = Definition(
+    "nodeagent_reconcile_events_total",
+    Kind.COUNTER,
+    "Events about pods of the node, by type.",
+    {"type": ("add", "update", "delete")},
+)
+ISTIO_ZTUNNEL = Definition("ztunnel_connected", Kind.GAUGE, "1 while a ztunnel is connected.")
+ISTIO_BUILD = Definition(
+    "istio_build", Kind.GAUGE, "The agent's version, always 1.", {"component": (), "tag": ()}
+)
+
+SECTIONS: Mapping[str, tuple[Definition, ...]] = {
+    "Pods": (
+        PODS,
+        UNREDIRECTED,
+        UNREDIRECTED_AGE,
+        VERIFIED_AGE,
+        CONTESTED,
+        ENROLLMENT,
+        ENROLLMENT_PHASE,
+        UNPROTECTED,
+        REPAIRS,
+        WARNINGS,
+    ),
+    "ztunnel": (ZTUNNELS, ZTUNNEL_REQUESTS, ZTUNNEL_ANSWER, SNAPSHOT, SNAPSHOT_SIZE),
+    "The agent": (BUILD,),
+    "As Istio's agent has them": (
+        ISTIO_INSTALLS,
+        ISTIO_INSTALL_READY,
+        ISTIO_PLUGIN_REQUESTS,
+        ISTIO_EVENTS,
+        ISTIO_ZTUNNEL,
+        ISTIO_BUILD,
+    ),
+}
+"""All of them, in the order of docs/metrics.md."""

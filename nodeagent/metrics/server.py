@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 
 from nodeagent.http_listener import Bounds, application, serve_http
 from nodeagent.linux.unix_sockets import listening_on_network
-from nodeagent.metrics.definitions import Metrics
+from nodeagent.metrics.counting import Metrics
 
 log = structlog.get_logger()
 

@@ -17,6 +17,7 @@ from nodeagent.mesh.backoff import Backoff
 from nodeagent.netfilter.drift import DriftWatch, open_rule_sockets
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
+from nodeagent.observer import NOBODY, Observer
 from nodeagent.probes.host_probes import Check, HostProbesError
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ class ProbeWatch:
         check: Callable[[], Awaitable[Check]],
         *,
         poll: float | None,
+        observer: Observer = NOBODY,
     ) -> None:
         """`check` reads and repairs, and raises `HostProbesError`; `host` is borrowed.
 
@@ -51,6 +53,7 @@ class ProbeWatch:
         self._host = host
         self._check = check
         self._poll = poll
+        self._observer = observer
         self._drift_backoff = Backoff(longest=_LONGEST_PAUSE)
         self._retry = Backoff()
         self._failure = ""
@@ -117,6 +120,7 @@ class ProbeWatch:
         """Report a repair; return the seconds for which there is to be no other check."""
         self._last_repair = now
         self._repairs += 1
+        self._observer.host_repaired()
         log.warning("the host's rules for probes repaired", differed=list(check.drift[:10]))
         if self._repairs == self._contested_from:
             self._contested_from *= 2

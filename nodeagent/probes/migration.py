@@ -17,6 +17,7 @@ from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
+from nodeagent.observer import NOBODY, Observer
 from nodeagent.probes.backend import ProbeBackend
 from nodeagent.probes.drift import POLL_INTERVAL, ProbeWatch
 from nodeagent.probes.host_probes import HostProbes
@@ -40,12 +41,14 @@ class BackendMigration:
         rules: ProbeRules,
         threads: NetnsThreads,
         host: Netns,
+        observer: Observer = NOBODY,
     ) -> None:
         """`chosen` is the variant of iptables, or None for nftables; `host` is borrowed."""
         self._chosen = chosen
         self._probes = HostProbes(threads, host, backend_for(chosen, rules))
         self._threads = threads
         self._host = host
+        self._observer = observer
         self._covered: set[PodUID] = set()
         """The pods whose addresses are in the chosen backend's sets."""
         self._awaited: set[PodUID] | None = None
@@ -63,7 +66,9 @@ class BackendMigration:
         """Put back at once what others take out of the host's rules and sets (L37); no end."""
         # The kernel tells of changes to nftables, which iptables-nft is too, but to no ipset.
         poll = None if self._chosen is None else POLL_INTERVAL
-        watch = ProbeWatch(self._threads, self._host, self._probes.check, poll=poll)
+        watch = ProbeWatch(
+            self._threads, self._host, self._probes.check, poll=poll, observer=self._observer
+        )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(watch.run(), name="host probes watched")
             tasks.create_task(self._retry_removal(), name="former host probes removed")

@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 
 from nodeagent.linux.unix_sockets import accepting
+from nodeagent.observer import NOBODY, Observer
 from nodeagent.zds.codec import ProtocolError
 from nodeagent.zds.connection import Connection, DisconnectedError, Peer
 from nodeagent.zds.session import Session
@@ -37,11 +38,13 @@ class ZdsServer:
         *,
         peer_uids: frozenset[int],
         answer_timeout: float = ANSWER_TIMEOUT,
+        observer: Observer = NOBODY,
     ) -> None:
         """Peers must run as one of `peer_uids`; `answer_timeout` is in seconds."""
         self._ztunnels = ztunnels
         self._peer_uids = peer_uids
         self._answer_timeout = answer_timeout
+        self._observer = observer
         self._serving: dict[asyncio.Task[None], Session] = {}
         self._numbers = itertools.count(1)
 
@@ -67,7 +70,7 @@ class ZdsServer:
         connection = Connection(connected, answer_timeout=self._answer_timeout)
         # The kernel has no number for a process of another PID namespace, as in a container.
         name = f"pid {peer.pid}" if peer.pid else f"connection {next(self._numbers)}"
-        session = Session(connection, self._ztunnels.desired, name)
+        session = Session(connection, self._ztunnels.desired, name, self._observer)
         task = group.create_task(self._serve(session, name), name=f"ztunnel, {name}")
         self._serving[task] = session
         task.add_done_callback(self._serving.pop)

@@ -7,10 +7,12 @@ sent after it.
 """
 
 import asyncio
+import time
 
 import structlog
 
 from nodeagent.mesh.pod import PodUID
+from nodeagent.observer import NOBODY, Observer
 from nodeagent.zds import codec
 from nodeagent.zds.connection import Connection
 from nodeagent.zds.desired import DesiredWorkload, DesiredWorkloads
@@ -21,9 +23,16 @@ log = structlog.get_logger()
 class Session:
     """Brings one ztunnel up to date with what is desired, and keeps it so."""
 
-    def __init__(self, connection: Connection, desired: DesiredWorkloads, name: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        desired: DesiredWorkloads,
+        name: str,
+        observer: Observer = NOBODY,
+    ) -> None:
         """`connection` stays the caller's; `name` is for the logs."""
         self._connection = connection
+        self._observer = observer
         self._desired = desired
         self._log = log.bind(ztunnel=name)
         self._sent: set[PodUID] = set()
@@ -70,6 +79,7 @@ class Session:
         return self._withdrawing[uid]
 
     async def _send_snapshot(self) -> None:
+        began = time.monotonic()
         # Again and again: what comes during the snapshot has to be in it, too.
         while missing := [uid for uid in self._desired if uid not in self._sent]:
             for uid in missing:
@@ -77,7 +87,8 @@ class Session:
                     await self._add(uid, workload)
                 elif uid in self._desired:
                     await self._keep(uid)
-        await self._ask(codec.snapshot_sent())
+        await self._ask("snapshot_sent", codec.snapshot_sent())
+        self._observer.snapshot_sent(len(self._sent), time.monotonic() - began)
         self._log.info("ztunnel is up to date", workloads=len(self._sent))
 
     async def _send_next_change(self) -> None:
@@ -101,23 +112,29 @@ class Session:
 
     async def _add(self, uid: PodUID, workload: DesiredWorkload) -> None:
         self._sent.add(uid)
-        error = await self._ask(workload.packet, workload.netns.fd)
+        error = await self._ask("add", workload.packet, workload.netns.fd)
         if not error:
             self._accepted[uid] = workload
         workload.take_answer(error)
 
     async def _keep(self, uid: PodUID) -> None:
         self._sent.add(uid)
-        await self._ask(codec.keep_workload(uid))
+        await self._ask("keep", codec.keep_workload(uid))
 
     async def _delete(self, uid: PodUID) -> None:
         if uid not in self._sent:
             return
         self._accepted.pop(uid, None)
-        error = await self._ask(codec.del_workload(uid))
+        error = await self._ask("del", codec.del_workload(uid))
         self._sent.discard(uid)
         if error:
             self._log.warning("ztunnel did not drop a workload", uid=uid, error=error)
 
-    async def _ask(self, packet: bytes, descriptor: int | None = None) -> str:
-        return codec.answer(await self._connection.ask(packet, descriptor))
+    async def _ask(self, request: str, packet: bytes, descriptor: int | None = None) -> str:
+        began, result = time.monotonic(), "unanswered"
+        try:
+            error = codec.answer(await self._connection.ask(packet, descriptor))
+            result = "refused" if error else "accepted"
+        finally:
+            self._observer.ztunnel_answered(request, result, time.monotonic() - began)
+        return error

@@ -35,6 +35,11 @@ class ConnectedZtunnels:
         """Whether there is a ztunnel that has said hello."""
         return bool(self._sessions)
 
+    @property
+    def connections(self) -> int:
+        """How many ztunnels have said hello and are connected."""
+        return len(self._sessions)
+
     async def offer(self, pod: Pod, netns: Netns) -> bool:
         """Hand `pod` over; see `nodeagent.mesh.dependencies.Ztunnels`."""
         try:

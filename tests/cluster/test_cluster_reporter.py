@@ -15,6 +15,7 @@ from nodeagent.cluster.cluster_reporter import ClusterReporter
 from nodeagent.cluster.events import MAX_TEXT, MOST_IN_WINDOW, Events
 from nodeagent.mesh.annotation import Redirection
 from nodeagent.mesh.pod import REDIRECTION, Pod, PodUID
+from nodeagent.observer import Reason
 from tests.cluster.client import Object
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.proxy import FaultProxy
@@ -410,7 +411,7 @@ async def test_without_a_right_to_make_events(
             events = Events(api, "n")
             running = asyncio.create_task(events.run())
             for number in range(3):
-                events.record(shop.pod(f"web-{number}"), "EnrollmentFailed", "never works")
+                events.record(shop.pod(f"web-{number}"), Reason.FAILED, "never works")
             await eventually(lambda: not events.undelivered)
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):

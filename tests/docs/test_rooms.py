@@ -43,6 +43,7 @@ _ALSO = {
     "tests/mesh/test_enrollment.py": "dependencies errors",
     "tests/mesh/test_histories.py": "enrollment worker",
     "tests/mesh/test_workload.py": "progress",
+    "tests/metrics/test_definitions.py": "reference",
     "tests/netfilter/test_iptables.py": "rule",
     "tests/netfilter/test_nft_batch.py": "layout nfnetlink",
     "tests/netns/test_finding_live.py": "verify",
@@ -73,6 +74,7 @@ _ALSO = {
 """What a file tests besides the module whose name it has, or instead: modules of its room."""
 
 _ELSEWHERE = {
+    "nodeagent/observer.py": "its methods do nothing: tests/metrics/test_counting.py",
     "nodeagent/validators.py": "every setting is checked by one: tests/test_config.py",
     "nodeagent/cluster/log_reporter.py": "it only logs: tests/agent/test_life.py reads that",
     "nodeagent/commands/errors.py": "tests/test_cli.py",

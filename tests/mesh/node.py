@@ -16,6 +16,7 @@ from nodeagent.mesh.progress import State
 from nodeagent.mesh.reconciler import Reconciler
 from nodeagent.mesh.table import Table
 from nodeagent.mesh.workload import Workload
+from nodeagent.observer import NOBODY, Observer
 from tests.eventually import PATIENCE, eventually
 
 
@@ -270,6 +271,7 @@ async def bench(
     verify_interval: float = 3600,
     removal_grace: float = 0,
     ztunnels: Ztunnels[Held] | None = None,
+    observer: Observer = NOBODY,
 ) -> AsyncIterator[Bench]:
     dependencies = Dependencies(
         netns_finder=node,
@@ -277,6 +279,7 @@ async def bench(
         ztunnels=ztunnels or node,
         probes=Probed(node),
         reporter=node,
+        observer=observer,
         removal_grace=removal_grace,
     )
     with contextlib.suppress(asyncio.CancelledError):

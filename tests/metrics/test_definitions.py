@@ -1,38 +1,40 @@
-"""The names under which dashboards for Istio look for the agent's figures."""
+"""docs/metrics.md is what the definitions say, and the definitions are what is exposed."""
 
-from prometheus_client import generate_latest
+from nodeagent.metrics import definitions as the
+from nodeagent.metrics.counting import Metrics
+from nodeagent.metrics.definitions import SECTIONS, Kind
+from nodeagent.metrics.reference import reference
+from tests.docs.texts import ROOT
 
-from nodeagent import __version__
-from nodeagent.metrics.definitions import Metrics
+ALL = [definition for section in SECTIONS.values() for definition in section]
 
 
-def test_figures_are_those_of_istios_agent() -> None:
-    """Each name and label is as in Istio's agent; what has not happened yet is 0."""
+def test_the_page_is_current() -> None:
+    """`make docs-metrics` makes it."""
+    assert (ROOT / "docs/metrics.md").read_text() == reference()
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    """A counter ends in _total, a time is in seconds, and everything is said once."""
+    for definition in ALL:
+        assert definition.name.endswith("_total") == (definition.kind is Kind.COUNTER)
+        assert definition.name.endswith("_seconds") == ("_duration_" in definition.name) or (
+            definition.name.endswith("_age_seconds")
+        )
+        assert bool(definition.buckets) == (definition.kind is Kind.HISTOGRAM)
+    assert len({definition.name for definition in ALL}) == len(ALL)
+
+
+def test_what_is_counted_is_defined() -> None:
+    """No figure is exposed that the page does not have, nor with other labels."""
     metrics = Metrics()
-    metrics.installation(success=True)
-    metrics.installation(success=False)
     metrics.plugin_request(200)
-    metrics.plugin_request(500)
-    metrics.pod_event("add")
-    metrics.install_ready_is(lambda: True)
-    metrics.ztunnel_connected_is(lambda: False)
-    text = generate_latest(metrics.registry).decode()
-    assert {line for line in text.splitlines() if not line.startswith("#")} == {
-        'istio_cni_installs_total{result="SUCCESS"} 1.0',
-        'istio_cni_installs_total{result="FAILURE"} 1.0',
-        'istio_cni_plugin_requests_total{response_code="200"} 1.0',
-        'istio_cni_plugin_requests_total{response_code="500"} 1.0',
-        'nodeagent_reconcile_events_total{type="add"} 1.0',
-        'nodeagent_reconcile_events_total{type="update"} 0.0',
-        'nodeagent_reconcile_events_total{type="delete"} 0.0',
-        "istio_cni_install_ready 1.0",
-        "ztunnel_connected 0.0",
-        f'istio_build{{component="cni",tag="{__version__}"}} 1.0',
-    }
-
-
-def test_agents_have_figures_of_their_own() -> None:
-    """Two in one process share nothing."""
-    one, other = Metrics(), Metrics()
-    one.pod_event("add")
-    assert b'{type="add"} 0.0' in generate_latest(other.registry)
+    defined = {definition.name.removesuffix("_total"): definition for definition in ALL}
+    for family in metrics.registry.collect():
+        if family.name.startswith("process_"):
+            continue
+        definition = defined[family.name]
+        assert family.type == definition.kind.value
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(definition.labels)
+    assert the.PODS in ALL

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 import structlog.testing
 
-from nodeagent.metrics.definitions import Metrics
+from nodeagent.metrics.counting import Metrics
 from nodeagent.metrics.server import serving_metrics
 
 

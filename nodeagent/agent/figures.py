@@ -1,0 +1,20 @@
+"""Which figures are read from which part of the running agent when Prometheus asks."""
+
+from collections.abc import Callable
+
+from nodeagent.agent.assembly import Assembly
+from nodeagent.metrics import definitions as the
+from nodeagent.metrics.counting import Metrics, Values
+from nodeagent.metrics.pods import show_pods
+
+
+def show_figures(metrics: Metrics, node: Assembly, *, installed: Callable[[], bool]) -> None:
+    """Have `metrics` tell of `node`, and whether the CNI plugin is `installed`."""
+    show_pods(metrics, node.reconciler.table)
+    metrics.read_at_scrape(the.ISTIO_INSTALL_READY, _one(installed))
+    metrics.read_at_scrape(the.ISTIO_ZTUNNEL, _one(lambda: node.ztunnels.connected))
+    metrics.read_at_scrape(the.ZTUNNELS, _one(lambda: node.ztunnels.connections))
+
+
+def _one(read: Callable[[], float]) -> Callable[[], Values]:
+    return lambda: {(): read()}
