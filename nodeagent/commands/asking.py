@@ -1,6 +1,7 @@
 """Asking the running agent on behalf of a command, and finding the pod that a person means."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nodeagent.admin.client import NoAgentError, ask
@@ -20,6 +21,18 @@ def answer(settings: Settings, question: str, *, uid: str = "", seconds: float =
         return ask(settings.admin_socket, question, uid=uid, seconds=seconds)
     except NoAgentError as error:
         raise CommandError(str(error)) from error
+
+
+@contextlib.contextmanager
+def understanding() -> Iterator[None]:
+    """Read answers in this context: raises ``CommandError`` where one lacks what it should have."""
+    try:
+        yield
+    except KeyError as error:
+        raise CommandError(
+            f"the agent's answer has no {error}: agent and command are of different versions;"
+            " use the nodeagent of the agent's own image"
+        ) from error
 
 
 def meant(wanted: str, pods: Iterable[Named]) -> list[Named]:

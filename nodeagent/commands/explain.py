@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nodeagent.commands.asking import Named, answer, meant
+from nodeagent.commands.asking import Named, answer, meant, understanding
 from nodeagent.commands.errors import CommandError
 from nodeagent.commands.terminal import Terminal, at, show, standard_output
 from nodeagent.config import Settings
@@ -23,6 +23,7 @@ Explanation = Mapping[str, Any]
 """What the agent tells: a `nodeagent.mesh.explanation.Explanation`."""
 
 
+@understanding()
 def main(options: argparse.Namespace, settings: Settings) -> int:
     """Explain `options.pod`. Raises ``CommandError``."""
     pod, others = _one(settings, options.pod)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nodeagent.commands.asking import answer, meant
+from nodeagent.commands.asking import answer, meant, understanding
 from nodeagent.commands.terminal import Terminal, at, show, standard_output
 from nodeagent.config import Settings
 
@@ -13,6 +13,7 @@ Record = Mapping[str, Any]
 """What the agent tells of one pod: a `nodeagent.mesh.history.Record`."""
 
 
+@understanding()
 def main(options: argparse.Namespace, settings: Settings) -> int:
     """Print the transitions of each pod in `options.pods`, or of all. Raises ``CommandError``."""
     records: Sequence[Record] = answer(settings, "history")

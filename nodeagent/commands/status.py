@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from nodeagent.admin.client import Workload
-from nodeagent.commands.asking import answer
+from nodeagent.commands.asking import answer, understanding
 from nodeagent.commands.terminal import show
 from nodeagent.config import Settings
 from nodeagent.log import printable
@@ -14,6 +14,7 @@ from nodeagent.log import printable
 _HEADINGS = ("POD", "UID", "ENROLLED?", "STATE", "WHY", "SINCE", "VERIFIED")
 
 
+@understanding()
 def main(options: argparse.Namespace, settings: Settings) -> int:
     """Print what the agent says. Raises ``CommandError`` where no agent answers."""
     workloads: Sequence[Workload] = answer(settings, "workloads")

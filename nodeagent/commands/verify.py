@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nodeagent.commands.asking import answer, meant
+from nodeagent.commands.asking import answer, meant, understanding
 from nodeagent.commands.errors import CommandError
 from nodeagent.commands.terminal import Terminal, show, standard_output
 from nodeagent.config import Settings
@@ -19,6 +19,7 @@ Verification = Mapping[str, Any]
 """What the agent tells of one pod: a `nodeagent.mesh.verification.Verification`."""
 
 
+@understanding()
 def main(options: argparse.Namespace, settings: Settings) -> int:
     """Look at `options.pods`, or at all pods of the node. Raises ``CommandError``."""
     if options.pods:

@@ -1,7 +1,15 @@
-"""Which pod a person means."""
+"""Which pod a person means, and agents of another version."""
+
+import argparse
+import asyncio
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from nodeagent import config
+from nodeagent.admin.server import serve_admin
+from nodeagent.commands import explain, history, status, verify
 from nodeagent.commands.asking import meant
 from nodeagent.commands.errors import CommandError
 
@@ -48,3 +56,22 @@ def test_a_name_that_nobody_has(wanted: str, offered: str) -> None:
     with pytest.raises(CommandError) as error:
         meant(wanted, _PODS)
     assert f"the agent knows no pod {wanted}. {offered}" in str(error.value)
+
+
+@pytest.mark.parametrize("command", [explain, history, status, verify])
+async def test_agent_of_another_version(tmp_path: Path, command: ModuleType) -> None:
+    """An answer that lacks what the command needs is no traceback; the remedy is named."""
+
+    async def strange(_: str) -> object:
+        return {"pods": [{}]} if command is verify else [{"namespace": "shop"}]
+
+    settings = config.load({"cni_agent_run_dir": str(tmp_path)}, {})
+    options = argparse.Namespace(pods=["web"] if command is history else [], pod="web", json=False)
+    async with serve_admin(
+        settings.admin_socket,
+        workloads=lambda: [{"namespace": "shop"}],
+        missing=list,
+        answers={"history": strange, "verify": strange, "explain": strange},
+    ):
+        with pytest.raises(CommandError, match=r"has no '\w+': .* different versions; .* image"):
+            await asyncio.to_thread(command.main, options, settings)
