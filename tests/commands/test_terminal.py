@@ -59,8 +59,14 @@ def test_pipe_that_closes(lines: int) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     code = f"from nodeagent.commands.terminal import show; show('line\\n' * {lines})"
+    # With a buffer: what is left in it is what Python would complain of.
+    environ = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
     ran = subprocess.run(
-        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False
+        [sys.executable, "-c", code],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=environ,
+        check=False,
     )
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (PIPE_CLOSED, b"")

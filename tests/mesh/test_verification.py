@@ -10,6 +10,7 @@ from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Pod, PodUID
 from nodeagent.mesh.progress import State
 from nodeagent.mesh.verification import ALL_PATIENCE, PATIENCE, PAUSE, Verification, Verifications
+from tests.eventually import eventually
 from tests.mesh.node import Bench, Held, Node, bench
 from tests.mesh.pods import SHOP, U1, a_pod, enrolled
 
@@ -151,6 +152,22 @@ async def test_enrollment_is_not_disturbed() -> None:
         found = await verified(on, kernel)
         assert (found.ok, kernel.looks) == (False, [])
         assert found.reason == "retrying: no such netns"
+
+
+async def test_pod_whose_rules_are_being_written() -> None:
+    """Its netns is open already, and the turn there is its worker's."""
+    node, kernel, written = Node(), Kernel(), asyncio.Event()
+    node.failures["ensure"].append(written)
+    node.netns_ids[U1] = 1
+    async with bench(node) as on:
+        on.table.namespace_seen(SHOP)
+        on.table.pod_seen(a_pod())
+        await eventually(lambda: "ensure" in node.did("1"))
+        assert not (await verified(on, kernel)).ok
+        assert kernel.looks == []
+        written.set()
+        await on.until_state("1", State.ENROLLED)
+        assert (await verified(on, kernel)).ok
 
 
 async def test_pod_that_does_not_belong_in_the_mesh(on: Bench) -> None:
