@@ -185,6 +185,12 @@ class Settings:
         default=IPv6Address("fd16:9254:7127:1337:ffff:ffff:ffff:ffff"),
         help="the same for IPv6",
     )
+    ambient_enable_aws_branch_eni_probe: bool = _switch(
+        _NETWORK,
+        default=True,
+        help="policy rules on the host for the probes of pods that have an AWS branch interface\n"
+        "(Security Groups for Pods)",
+    )
     native_nftables: bool = _switch(
         _NETWORK,
         default=True,

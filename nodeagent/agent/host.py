@@ -32,7 +32,14 @@ async def host_probes(
     Nothing is installed yet: call `BackendMigration.start`. Raises ``OSError``.
     """
     with open_host_netns(settings) as host:
-        probes = BackendMigration(variant, probe_rules(settings), threads, host, observer)
+        probes = BackendMigration(
+            variant,
+            probe_rules(settings),
+            threads,
+            host,
+            observer,
+            branch_interfaces=settings.ambient_enable_aws_branch_eni_probe,
+        )
         async with contextlib.aclosing(probes):
             yield probes
 

@@ -50,7 +50,6 @@ _TRANSLATED: Mapping[str, Callable[[str], object]] = {
 
 _WITHOUT_EFFECT: Mapping[str, Callable[[str], object]] = {
     "AMBIENT_DISABLE_SAFE_UPGRADE": parse_bool,
-    "AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE": parse_bool,
     "AMBIENT_USE_SCOPED_XTABLES_LOCKING": parse_bool,
     "CNI_NETWORK_CONFIG": _anything,
     "CNI_NETWORK_CONFIG_FILE": _anything,

@@ -6,7 +6,8 @@ sets is asked of the kernel each time, an address at a time. `HostProbes` itself
 only what each pod should have, and which addresses may be left in the sets of what a pod
 had: enough to fill sets again that somebody has flushed, and to give an address that two
 pods claim to the other one when the first pod goes. The rules and sets themselves are
-read and written by a `ProbeBackend`.
+read and written by a `ProbeBackend`. The policy rules that probes need on some nodes of
+AWS are the matter of `BranchInterfaces`.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from nodeagent.netfilter.errors import RulesError
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.probes.backend import Occasion, ProbeBackend, Repair
+from nodeagent.probes.branch_interfaces import BranchInterfaces
 from nodeagent.probes.rules import OWNER, Owners, ProbeRules, claimed_addresses
 
 log = structlog.get_logger()
@@ -52,11 +54,18 @@ class Check:
 class HostProbes:
     """Keeps the addresses of enrolled pods in the host's sets."""
 
-    def __init__(self, threads: NetnsThreads, host: Netns, backend: ProbeBackend) -> None:
+    def __init__(
+        self,
+        threads: NetnsThreads,
+        host: Netns,
+        backend: ProbeBackend,
+        branches: BranchInterfaces,
+    ) -> None:
         """`host` is borrowed; `backend` is used by nobody else, and closed by `aclose`."""
         self._threads = threads
         self._host = host
         self._backend = backend
+        self._branches = branches
         self._claims: dict[PodUID, frozenset[IPAddress]] = {}
         """What each pod should have in the sets; the pod that was ensured last comes last."""
         self._unclaimed: dict[PodUID, frozenset[IPAddress]] = {}
@@ -115,6 +124,7 @@ class HostProbes:
             generation is not None
             and addresses == pod.addresses
             and not self._lock.locked()
+            and not self._branches.active  # nothing tells of changes to policy rules
             and self._backend.unchanged_since(generation)
         )
 
@@ -175,6 +185,7 @@ class HostProbes:
             uid = PodUID(owner)
             if owner and uid not in self._claims:
                 self._unclaimed[uid] = self._unclaimed.get(uid, frozenset()) | {address}
+        self._branches.look()
 
     def _check(self) -> Check:
         begun = time.monotonic()
@@ -223,7 +234,11 @@ class HostProbes:
                 added[address] = pod.uid
         gone = [a for a in _sorted(before - desired) if self._backend.owner(a) == pod.uid]
         drift += [f"{address} is no longer the pod's" for address in gone]
-        self._change([*taken, *gone], added | self._inherited(gone))
+        inherited = self._inherited(gone)
+        self._change([*taken, *gone], added | inherited)
+        # After the sets: these rules do nothing for a pod that is not in them.
+        self._branches.remove(set(gone) - inherited.keys())
+        drift += self._branches.ensure(desired)
         if pod.addresses:
             del self._unclaimed[pod.uid]
             if repair.generation is not None and not drift:
@@ -242,15 +257,19 @@ class HostProbes:
 
     def _remove(self, uid: PodUID) -> None:
         had = _sorted(self._withdraw_claim(uid))
-        gone = [address for address in had if self._backend.owner(address) == uid]
+        owners = {address: self._backend.owner(address) for address in had}
+        gone = [address for address in had if owners[address] == uid]
         self._change(gone, self._inherited(gone))
         del self._unclaimed[uid]
+        left = [address for address in had if owners[address] in {uid, None}]
+        self._branches.remove(set(left) - self._inherited(left).keys())
 
     def _prune(self, enrolled: Collection[Pod]) -> None:
         desired = {address for pod in enrolled for address in self._eligible(pod.addresses)}
         desired.update(*self._claims.values())
         gone = [address for address in self._backend.owners() if address not in desired]
         self._change(gone, {})
+        self._branches.prune(desired)
         if gone:
             log.info("host probe set pruned", addresses=[str(a) for a in _sorted(gone)])
 

@@ -19,6 +19,7 @@ from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
 from nodeagent.observer import NOBODY, Observer
 from nodeagent.probes.backend import ProbeBackend
+from nodeagent.probes.branch_interfaces import BranchInterfaces
 from nodeagent.probes.drift import POLL_INTERVAL, ProbeWatch
 from nodeagent.probes.host_probes import HostProbes
 from nodeagent.probes.iptables_backend import IptablesProbeBackend
@@ -42,10 +43,16 @@ class BackendMigration:
         threads: NetnsThreads,
         host: Netns,
         observer: Observer = NOBODY,
+        *,
+        branch_interfaces: bool = True,
     ) -> None:
-        """`chosen` is the variant of iptables, or None for nftables; `host` is borrowed."""
+        """`chosen` is the variant of iptables, or None for nftables; `host` is borrowed.
+
+        `branch_interfaces`: whether `BranchInterfaces` does its work where a node is AWS's.
+        """
         self._chosen = chosen
-        self._probes = HostProbes(threads, host, backend_for(chosen, rules))
+        branches = BranchInterfaces(wanted=branch_interfaces)
+        self._probes = HostProbes(threads, host, backend_for(chosen, rules), branches)
         self._threads = threads
         self._host = host
         self._observer = observer

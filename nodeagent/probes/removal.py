@@ -8,12 +8,14 @@ goes, too. Everything else is left alone and named in the result.
 
 import contextlib
 import re
+import socket
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from nodeagent.linux.netlink import Netlink
 from nodeagent.mesh.pod import IPAddress
-from nodeagent.netfilter.errors import RulesError
+from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.netfilter.ipset import Ipsets
 from nodeagent.netfilter.iptables_programs import Variant
 from nodeagent.netfilter.iptables_save import Chain
@@ -23,6 +25,7 @@ from nodeagent.netfilter.nft import render_removal
 from nodeagent.netfilter.nft_state import TableState
 from nodeagent.netfilter.rule import Family
 from nodeagent.probes import iptables_rules
+from nodeagent.probes.branch_interfaces import remove_rules
 from nodeagent.probes.iptables_rules import read_chains, remove_chains
 from nodeagent.probes.nft_rules import CHAIN, ISTIO_CHAIN, TABLE
 from nodeagent.probes.nft_table import ProbeTable, reference
@@ -69,8 +72,14 @@ def remove(
 
 
 def remove_ours(rules: ProbeRules) -> Removal:
-    """Remove what this agent has made, in every backend; see `remove`."""
-    return remove(rules, {None, *Variant}, istios_too=False)
+    """Remove what this agent has made: in every backend, see `remove`, and its policy rules."""
+    done = remove(rules, {None, *Variant}, istios_too=False)
+    try:
+        with wrap_oserror("look at them"), Netlink(socket.NETLINK_ROUTE) as netlink:
+            done.removed += remove_rules(netlink)
+    except RulesError as error:
+        done.failed.append(f"policy rules of branch interfaces: {error}")
+    return done
 
 
 def probed_addresses() -> frozenset[IPAddress]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nodeagent.linux.netlink import Netlink
+from nodeagent.linux.policy_routing import lookup, preference
 from nodeagent.netfilter.errors import RulesError, wrap_oserror
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.routes import (
@@ -17,11 +18,9 @@ from nodeagent.redirect.routes import (
     PolicyRule,
     destination,
     has_our_mark,
-    lookup,
     loopback_has_ipv6,
     parse_route,
     parse_rule,
-    preference,
     read_marked_routes,
     read_routes,
     read_rules,

@@ -84,6 +84,8 @@ _ELSEWHERE = {
     "nodeagent/commands/uninstall.py": "tests/agent/test_takeover.py, tests/node/test_uninstall.py",
     "nodeagent/linux/directory_watch.py": "tests/cluster/test_manifest_folder.py",
     "nodeagent/linux/fd_limit.py": "tests/agent/test_crowds.py",
+    "nodeagent/linux/policy_routing.py": "tests/redirect/test_routes.py, and"
+    " tests/probes/test_branch_interfaces.py",
     "nodeagent/linux/syscalls.py": "each function is one call: tests/netns/test_threads.py",
     "nodeagent/netns/holders.py": "for the uninstall: tests/node/test_uninstall.py",
 }

@@ -16,6 +16,7 @@ from nodeagent.mesh.pod import IPAddress, Pod, PodUID
 from nodeagent.netfilter.nfnetlink import NETLINK_NETFILTER, NFNLGRP_NFTABLES
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import NetnsThreads
+from nodeagent.probes.branch_interfaces import BranchInterfaces
 from nodeagent.probes.host_probes import HostProbes
 from nodeagent.probes.nft_backend import NftProbeBackend
 from nodeagent.probes.removal import Removal, remove_ours
@@ -113,10 +114,12 @@ async def probes_of(
     *,
     probe_v4: IPv4Address = PROBE_V4,
     ipv6: bool = True,
+    branch_interfaces: bool = True,
 ) -> AsyncIterator[HostProbes]:
     """What one run of the agent has; at its end the kernel keeps everything."""
     rules = probe_rules(probe_v4=probe_v4, ipv6=ipv6)
-    probes = HostProbes(threads, host.netns, NftProbeBackend(rules))
+    branches = BranchInterfaces(wanted=branch_interfaces)
+    probes = HostProbes(threads, host.netns, NftProbeBackend(rules), branches)
     async with contextlib.aclosing(probes):
         yield probes
 

@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.linux.netlink import attribute
+from nodeagent.linux.policy_routing import lookup, preference
 from nodeagent.netfilter.rule import Family
 from nodeagent.redirect.routes import (
     LocalRoute,
     PolicyRule,
     destination,
-    lookup,
     parse_route,
     parse_rule,
-    preference,
 )
 
 READERS = (parse_rule, parse_route, lookup, preference, destination)
