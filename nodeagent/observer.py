@@ -67,6 +67,33 @@ class Observer:
     def snapshot_sent(self, workloads: int, seconds: float) -> None:
         """A ztunnel that has connected is up to date, so long after it said hello."""
 
+    def host_checked(self, in_order: bool) -> None:
+        """The host's rules and sets for probes were looked at, and are in order or not."""
+
+    def annotated(self, seconds: float) -> None:
+        """The API server has taken a pod's annotation, so long after it was decided."""
+
+    def api_answered(self, verb: str, code: str) -> None:
+        """The API server has answered with this HTTP status; ``none``: it has not answered."""
+
+    def listed(self, resource: str, seconds: float) -> None:
+        """All objects of a resource were listed."""
+
+    def watch_heard(self, resource: str) -> None:
+        """The API server has just sent something about a resource that is followed."""
+
+    def watch_ended(self, resource: str, cause: str) -> None:
+        """A watch has ended; see `nodeagent.cluster.listwatch` for the causes."""
+
+    def plugin_asked(self) -> None:
+        """A call of the CNI plugin has come; `plugin_answered` follows in any case."""
+
+    def plugin_answered(self, command: str, code: str, seconds: float) -> None:
+        """A call of the CNI plugin is over; see `nodeagent.cni.plugin` for the codes."""
+
+    def netns_job_began(self, waited: float) -> None:
+        """A job in a network namespace begins, after it has waited for its turn and a place."""
+
 
 NOBODY = Observer()
 """Counts nothing."""

@@ -52,6 +52,7 @@ class Assembly:
     origin: Origin
     ztunnels: ConnectedZtunnels
     redirector: PodRedirector
+    threads: NetnsThreads
     policy: Policy
     reconciler: Reconciler[Netns]
     tasks: asyncio.TaskGroup
@@ -76,12 +77,14 @@ class Assembly:
 
 
 @contextlib.asynccontextmanager
-async def cluster_of(settings: Settings) -> AsyncIterator[ApiServer | None]:
+async def cluster_of(
+    settings: Settings, observer: Observer = NOBODY
+) -> AsyncIterator[ApiServer | None]:
     """The API server; None where pods come from a folder. Raises ``NoClusterError``."""
     if settings.pod_manifests is not None:
         yield None
     else:
-        async with ApiServer.connect(settings.kubeconfig) as api:
+        async with ApiServer.connect(settings.kubeconfig, observer) as api:
             yield api
 
 
@@ -98,7 +101,7 @@ async def assembled(
     ``RetryError``.
     """
     async with contextlib.AsyncExitStack() as stack:
-        threads = stack.enter_context(contextlib.closing(NetnsThreads()))
+        threads = stack.enter_context(contextlib.closing(NetnsThreads(observer=observer)))
         # A thread of its own: work in the host's netns does not wait for work in pods (L36).
         host_threads = stack.enter_context(contextlib.closing(NetnsThreads(1, limits=NO_LIMITS)))
         variant = await iptables_variant(settings, host_threads)
@@ -138,6 +141,7 @@ async def assembled(
             origin=origin,
             ztunnels=ztunnels,
             redirector=redirector,
+            threads=threads,
             policy=policy,
             reconciler=reconciler,
             tasks=tasks,

@@ -24,6 +24,7 @@ from nodeagent.config import Settings
 from nodeagent.mesh.eligibility import Policy
 from nodeagent.mesh.table import Table
 from nodeagent.netns.netns import Netns, NetnsId
+from nodeagent.observer import Observer
 from nodeagent.redirect.redirector import PodRedirector
 
 _DAEMON_SET = "nodeagent"
@@ -41,6 +42,7 @@ def plugin_server(
     origin: Origin,
     missing: Callable[[], Sequence[str]],
     on_answer: Callable[[int], None],
+    observer: Observer,
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Answer the plugin for as long as the context lasts. Raises ``OSError``."""
 
@@ -59,7 +61,7 @@ def plugin_server(
     )
     return serve_plugin(
         settings.cni_agent_run_dir,
-        Plugin(table, admission, identify=identify),
+        Plugin(table, admission, identify=identify, observer=observer),
         on_answer,
     )
 

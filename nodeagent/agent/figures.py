@@ -14,6 +14,12 @@ def show_figures(metrics: Metrics, node: Assembly, *, installed: Callable[[], bo
     metrics.read_at_scrape(the.ISTIO_INSTALL_READY, _one(installed))
     metrics.read_at_scrape(the.ISTIO_ZTUNNEL, _one(lambda: node.ztunnels.connected))
     metrics.read_at_scrape(the.ZTUNNELS, _one(lambda: node.ztunnels.connections))
+    metrics.read_at_scrape(the.PROBES_WANTED, _one(lambda: node.probes.wanted))
+    metrics.read_at_scrape(the.NETNS_JOBS, _one(lambda: node.threads.jobs))
+    if (waiting := node.origin.waiting) is not None:
+        metrics.read_at_scrape(
+            the.UNDELIVERED, lambda: {(what,): number for what, number in waiting().items()}
+        )
 
 
 def _one(read: Callable[[], float]) -> Callable[[], Values]:

@@ -5,7 +5,7 @@ the pod's netns, and there is nobody to report to but the log. `Origin` has all 
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -45,6 +45,8 @@ class Origin:
     """Likewise for a Kubernetes namespace."""
     deliver: Callable[[], Coroutine[None, None, None]] | None = None
     """Delivers what the reporter was told, until cancelled; None: nothing has to be delivered."""
+    waiting: Callable[[], Mapping[str, int]] | None = None
+    """How much of that the API server has not taken yet, by what it is; None: see `deliver`."""
 
 
 def from_folder(folder: str, verifier: Verifier, observer: Observer) -> Origin:
@@ -79,6 +81,7 @@ async def from_cluster(
             pod=_translated(pods.pod),
             namespace=_translated(pods.namespace),
             deliver=status.run,
+            waiting=status.waiting,
         )
 
 

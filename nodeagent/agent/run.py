@@ -22,6 +22,7 @@ from nodeagent.linux import syscalls as kernel
 from nodeagent.linux.fd_limit import raise_nofile_limit
 from nodeagent.linux.thread_start import ThreadPool
 from nodeagent.mesh.reconciler import Reconciler
+from nodeagent.metrics.counting import Metrics
 from nodeagent.netns.netns import Netns
 
 log = structlog.get_logger()
@@ -42,10 +43,11 @@ async def run(settings: Settings) -> int:
     kernel.share_malloc_arena()
     raise_nofile_limit(_EXPECTED_DESCRIPTORS)
     asyncio.get_running_loop().set_default_executor(ThreadPool())
-    async with cluster_of(settings) as api:
+    metrics = Metrics()
+    async with cluster_of(settings, metrics) as api:
         detector = _uninstall_detector(settings, api)
         ready: asyncio.Future[Reconciler[Netns]] = asyncio.Future()
-        serving = asyncio.create_task(serve(settings, api, detector, ready), name="agent")
+        serving = asyncio.create_task(serve(settings, api, detector, ready, metrics), name="agent")
         signaled = await _signaled(serving)
         if signaled and detector is not None and await detector.is_uninstall():
             if settings.release_pods_on_uninstall:

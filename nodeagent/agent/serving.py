@@ -51,6 +51,7 @@ async def serve(
     api: ApiServer | None,
     detector: UninstallDetector | None,
     ready: asyncio.Future[Reconciler[Netns]],
+    metrics: Metrics,
 ) -> None:
     """Run the agent until cancelled. `ready` is given the reconciler once every pod is known.
 
@@ -60,7 +61,6 @@ async def serve(
     if not settings.ambient_enabled:
         await serve_idle(settings, _readiness_address(settings), _monitoring_port(settings))
         return
-    metrics = Metrics()
     readiness = Readiness()
     listed = readiness.token("the first list of pods")
     attempted = readiness.token("a first look at each pod")
@@ -84,6 +84,7 @@ async def serve(
                 origin=node.origin,
                 missing=readiness.missing,
                 on_answer=metrics.plugin_request,
+                observer=metrics,
             )
         )
         await stack.enter_async_context(tasks)

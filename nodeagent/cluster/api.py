@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import aiohttp
 
 from nodeagent.cluster.access import Access, NoClusterError, find_access
+from nodeagent.observer import NOBODY, Observer
 
 __all__ = ["ApiError", "ApiServer", "NoClusterError"]
 
@@ -27,6 +28,8 @@ _TIMEOUT = 30.0
 _CONNECT_TIMEOUT = 10.0
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
 """Seconds of silence before the kernel asks, seconds between two questions, and how many."""
+_METHODS = {"get": "GET", "list": "GET", "watch": "GET", "patch": "PATCH", "create": "POST"}
+"""The HTTP method of each of Kubernetes' verbs that the agent uses."""
 _NO_PARAMS: Mapping[str, str] = {}
 
 
@@ -77,20 +80,26 @@ class SilenceError(ApiError):
 class ApiServer:
     """One cluster's API. Any number of requests at once."""
 
-    def __init__(self, access: Access) -> None:
+    observer = NOBODY
+    """Is told of each answer, and of more by those who follow a resource."""
+
+    def __init__(self, access: Access, observer: Observer = NOBODY) -> None:
         """Use `access`, which stays the caller's; `connect` makes both."""
         self._access = access
+        self.observer = observer
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connect(cls, kubeconfig: str | None) -> AsyncIterator[Self]:
+    async def connect(
+        cls, kubeconfig: str | None, observer: Observer = NOBODY
+    ) -> AsyncIterator[Self]:
         """Read the credentials; nothing is asked of the server yet.
 
         `kubeconfig` is a path; None means that the agent is in a pod of the cluster.
         Raises ``NoClusterError``.
         """
         async with contextlib.aclosing(await find_access(kubeconfig)) as access:
-            yield cls(access)
+            yield cls(access, observer)
 
     @property
     def account(self) -> str:
@@ -107,7 +116,7 @@ class ApiServer:
     ) -> dict[str, Any]:
         """Ask for an object, for `timeout` seconds. Raises ``ApiError``."""
         async with self._asked(
-            "GET", _url(path, params), headers={"Accept": accept}, limit=_limit(timeout)
+            "get", _url(path, params), headers={"Accept": accept}, limit=_limit(timeout)
         ) as response:
             return await _object(response)
 
@@ -120,7 +129,7 @@ class ApiServer:
         Raises ``ApiError``, in the block too.
         """
         async with self._asked(
-            "GET", _url(path, params), headers={"Accept": accept}, limit=_limit(_TIMEOUT)
+            "list", _url(path, params), headers={"Accept": accept}, limit=_limit(_TIMEOUT)
         ) as response:
             yield _pieces(response.content)
 
@@ -133,11 +142,11 @@ class ApiServer:
         params: Mapping[str, str] = _NO_PARAMS,
     ) -> dict[str, Any]:
         """Change an object, and return it as it is then. Raises ``ApiError``."""
-        return await self._send("PATCH", _url(path, params), body, kind=kind)
+        return await self._send("patch", _url(path, params), body, kind=kind)
 
     async def post(self, path: str, body: object) -> dict[str, Any]:
         """Make an object, and return it. Raises ``ApiError``."""
-        return await self._send("POST", path, body, kind=JSON)
+        return await self._send("create", path, body, kind=JSON)
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -150,22 +159,22 @@ class ApiServer:
         """
         limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=silence)
         async with self._asked(
-            "GET", _url(path, params), headers={"Accept": accept}, limit=limit
+            "watch", _url(path, params), headers={"Accept": accept}, limit=limit
         ) as response:
             _notice_a_dead_peer(response)
             yield _lines(response.content)
 
-    async def _send(self, method: str, url: str, body: object, *, kind: str) -> dict[str, Any]:
+    async def _send(self, verb: str, url: str, body: object, *, kind: str) -> dict[str, Any]:
         headers = {"Accept": JSON, "Content-Type": kind}
         async with self._asked(
-            method, url, headers=headers, limit=_limit(_TIMEOUT), body=body
+            verb, url, headers=headers, limit=_limit(_TIMEOUT), body=body
         ) as response:
             return await _object(response)
 
     @contextlib.asynccontextmanager
     async def _asked(
         self,
-        method: str,
+        verb: str,
         url: str,
         *,
         headers: dict[str, str],
@@ -179,15 +188,18 @@ class ApiServer:
             raise ApiError(f"no credential: {error}") from error
         if authorization:
             headers["Authorization"] = authorization
+        answered = False
         try:
             answer = await client.request(
-                method,
+                _METHODS[verb],
                 client.configuration.host + url,
                 headers=headers,
                 body=body,
                 _request_timeout=limit,
             )
             response: aiohttp.ClientResponse = answer.response
+            answered = True
+            self.observer.api_answered(verb, str(response.status))
             try:
                 if response.status >= 400:
                     raise await self._refusal(response)
@@ -195,6 +207,8 @@ class ApiServer:
             finally:
                 _drop(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if not answered:
+                self.observer.api_answered(verb, "none")
             raise ApiError(_words(error)) from error
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> ApiError:

@@ -5,7 +5,9 @@ away, the latest annotation of each pod is kept for it.
 """
 
 import asyncio
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -30,6 +32,7 @@ class _Patch:
     path: str
     uid: PodUID
     redirection: Redirection | None
+    decided: float = field(default_factory=time.monotonic, compare=False)
 
     def body(self) -> dict[str, Any]:
         # With the UID the server refuses the patch for another pod of the same name.
@@ -47,6 +50,7 @@ class ClusterReporter:
     def __init__(self, api: ApiServer, node_name: str, observer: Observer = NOBODY) -> None:
         self._api = api
         self._log = LogReporter(observer)
+        self._observer = observer
         self._events = Events(api, node_name)
         self._patches = Outbox[PodUID, _Patch](
             self._patch,
@@ -65,6 +69,10 @@ class ClusterReporter:
     def undelivered(self) -> int:
         """How many annotations the server has not taken yet."""
         return len(self._patches)
+
+    def waiting(self) -> Mapping[str, int]:
+        """How much the server has not taken yet, by what it is."""
+        return {"annotations": self.undelivered, "events": self._events.undelivered}
 
     def report(self, pod: Pod, redirection: Redirection | None) -> None:
         """Annotate the pod."""
@@ -113,6 +121,7 @@ class ClusterReporter:
     async def _patch(self, patch: _Patch) -> None:
         try:
             await self._api.patch(patch.path, patch.body())
+            self._observer.annotated(time.monotonic() - patch.decided)
         except ApiError as error:
             if error.missing:
                 return

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -135,7 +137,7 @@ class ListWatch(Generic[T]):
         for difference in await self._list():
             yield difference
         yield Listed()
-        refused = 0
+        refused, ended = 0, partial(self._api.observer.watch_ended, self._resource.name)
         while refused < _RESUMES:
             wait, began = 0.0, asyncio.get_running_loop().time()
             try:
@@ -145,13 +147,17 @@ class ListWatch(Generic[T]):
                         backoff.reset()
                         if change is not None:
                             yield change
+                ended("ended")
             except GarbledError as error:
+                ended("garbled")
                 # The same line would come again; a list does without it.
                 self._failed("watch", error)
                 return
             except SilenceError:
+                ended("silent")
                 self._log.debug("nothing was heard; watching anew", seconds=self._silence)
             except ApiError as error:
+                ended("expired" if error.status == _EXPIRED else "failed")
                 if error.status == _EXPIRED:
                     self._log.debug("too much was missed to resume; listing anew")
                     return
@@ -181,6 +187,7 @@ class ListWatch(Generic[T]):
         ) as lines:
             self._works()
             async for line in lines:
+                self._api.observer.watch_heard(self._resource.name)
                 kind, raw = _event(line)
                 yield None if kind == "BOOKMARK" else self._changed(kind, raw)
                 # Not before the event was told: else a resumption would leave it out.
@@ -188,7 +195,7 @@ class ListWatch(Generic[T]):
 
     async def _list(self) -> list[Seen[T] | Gone]:
         """List all objects; return what that changes. Raises ``ApiError``."""
-        found: dict[str, Found[T]] = {}
+        began, found = time.monotonic(), dict[str, Found[T]]()
         params = {**self._resource.selector, **self._freshness()}
         while True:
             async with self._api.download(
@@ -203,6 +210,7 @@ class ListWatch(Generic[T]):
                 break
             # The first page's version holds for all of them.
             params = {**self._resource.selector, "limit": str(PAGE), "continue": page.following}
+        self._api.observer.listed(self._resource.name, time.monotonic() - began)
         changes = self._known.become(found, as_number(page.version))
         self._version = page.version
         self._consistent = False
@@ -251,6 +259,7 @@ class ListWatch(Generic[T]):
         return min(error.retry_after or 0, _LONGEST_REQUEST) * random.uniform(1, 1.2)  # noqa: S311
 
     def _works(self) -> None:
+        self._api.observer.watch_heard(self._resource.name)
         self._failing_since = None
         if self._trouble:
             self._trouble = ""

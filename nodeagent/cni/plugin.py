@@ -4,6 +4,9 @@
 answer here, in the words and the form of the CNI specification.
 """
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
 
@@ -23,11 +26,14 @@ from nodeagent.mesh.held import N
 from nodeagent.mesh.pod import IPAddress
 from nodeagent.mesh.sandbox import Sandbox
 from nodeagent.mesh.table import Table
+from nodeagent.observer import NOBODY, Observer
 
 log = structlog.get_logger()
 
 _ISTIO = Attachment(network="", container_id="", interface="")
 """The attachment of Istio's plugin, which says neither what it attaches nor when that ends."""
+
+_SUCCESS = "0"
 
 _NEVER_FAILING = frozenset({Command.DEL, Command.STATUS})
 """A failure would keep a pod in Terminating (L18), or a node from being ready (L40).
@@ -45,27 +51,56 @@ class Answer:
     body: str = ""
 
 
+@dataclass(slots=True)
+class _Call:
+    """What an observer is told of one call."""
+
+    command: str = "unknown"
+    """Unknown: the request says none that the CNI specification has."""
+    code: str = "unanswered"
+    """"0", or that of the error, also where the answer hides it (`_NEVER_FAILING`).
+
+    Unanswered: the agent has stopped, or the caller has gone."""
+
+
 class Plugin(Generic[N]):
     """Carries out what the container runtime asks for."""
 
-    def __init__(self, table: Table[N], admission: Admission[N], *, identify: Identify) -> None:
+    def __init__(
+        self,
+        table: Table[N],
+        admission: Admission[N],
+        *,
+        identify: Identify,
+        observer: Observer = NOBODY,
+    ) -> None:
+        self._observer = observer
         self._admission = admission
         self._attachments = Attachments()
         self._release = Release(table, self._attachments, identify)
 
     async def call(self, body: bytes) -> Answer:
         """Answer a call that the binary has forwarded."""
+        with self._observed() as call:
+            return await self._answer(body, call)
+
+    async def _answer(self, body: bytes, call: _Call) -> Answer:
         version = NEWEST
         command = None
         try:
             request = Request.parse(body)
             command = request.environment.command
+            call.command = command.value
             if command is Command.VERSION:
+                call.code = _SUCCESS
                 return Answer(success=True, body=result.versions())
             configuration = Configuration.parse(request.stdin)
             version = configuration.version
-            return Answer(success=True, body=await self._run(command, request, configuration))
+            text = await self._run(command, request, configuration)
+            call.code = _SUCCESS
+            return Answer(success=True, body=text)
         except CniError as error:
+            call.code = str(int(error.code))
             log.warning(
                 "plugin request failed", command=command, code=int(error.code), reason=str(error)
             )
@@ -74,6 +109,7 @@ class Plugin(Generic[N]):
             return Answer(success=False, body=result.failure(error, version))
         except Exception:
             log.exception("unexpected failure", command=command)
+            call.code = str(int(Code.TRY_AGAIN))
             if command in _NEVER_FAILING:
                 return Answer(success=True)
             fault = CniError(
@@ -83,8 +119,24 @@ class Plugin(Generic[N]):
 
     async def istio_add(self, body: bytes) -> None:
         """Carry out an ADD of Istio's plugin. Raises ``CniError``."""
-        asked = IstioRequest.parse(body)
-        await self._add(asked.pod, _sandbox(_ISTIO, asked.netns, asked.addresses))
+        with self._observed() as call:
+            call.command = Command.ADD.value
+            try:
+                asked = IstioRequest.parse(body)
+                await self._add(asked.pod, _sandbox(_ISTIO, asked.netns, asked.addresses))
+            except CniError as error:
+                call.code = str(int(error.code))
+                raise
+            call.code = _SUCCESS
+
+    @contextlib.contextmanager
+    def _observed(self) -> Iterator[_Call]:
+        call, began = _Call(), time.monotonic()
+        self._observer.plugin_asked()
+        try:
+            yield call
+        finally:
+            self._observer.plugin_answered(call.command, call.code, time.monotonic() - began)
 
     async def _run(self, command: Command, request: Request, configuration: Configuration) -> str:
         environment = request.environment

@@ -5,6 +5,7 @@ when Prometheus asks, from a function that `Metrics.read_at_scrape` is given: it
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import (
@@ -47,6 +48,19 @@ class Metrics(Observer):
         self._ztunnel_answer = self._histogram(the.ZTUNNEL_ANSWER)
         self._snapshot = self._histogram(the.SNAPSHOT)
         self._snapshot_size = self._gauge(the.SNAPSHOT_SIZE)
+        self._plugin_calls = self._counter(the.PLUGIN_CALLS)
+        self._plugin_duration = self._histogram(the.PLUGIN_DURATION)
+        self._plugin_in_flight = self._gauge(the.PLUGIN_IN_FLIGHT)
+        self._api_requests = self._counter(the.API_REQUESTS)
+        self._api_list = self._histogram(the.API_LIST)
+        self._api_watches = self._counter(the.API_WATCHES)
+        self._heard: dict[str, float] = {}
+        """When something was heard of each resource last; ``time.monotonic``."""
+        self.read_at_scrape(the.API_HEARD_AGE, self._heard_ages)
+        self._annotation = self._histogram(the.ANNOTATION)
+        self._netns_wait = self._histogram(the.NETNS_WAIT)
+        self._host_in_order: dict[tuple[str, ...], float] = {}
+        self.read_at_scrape(the.PROBES_IN_ORDER, lambda: self._host_in_order)
         self._installs = self._counter(the.ISTIO_INSTALLS)
         self._plugin_requests = self._counter(the.ISTIO_PLUGIN_REQUESTS)
         self._reconcile_events = self._counter(the.ISTIO_EVENTS)
@@ -102,6 +116,48 @@ class Metrics(Observer):
         """See `Observer`."""
         self._snapshot.observe(seconds)
         self._snapshot_size.set(workloads)
+
+    def host_checked(self, in_order: bool) -> None:
+        """See `Observer`."""
+        self._host_in_order[()] = in_order
+
+    def annotated(self, seconds: float) -> None:
+        """See `Observer`."""
+        self._annotation.observe(seconds)
+
+    def api_answered(self, verb: str, code: str) -> None:
+        """See `Observer`."""
+        self._api_requests.labels(verb=verb, code=code).inc()
+
+    def listed(self, resource: str, seconds: float) -> None:
+        """See `Observer`."""
+        self._api_list.labels(resource=resource).observe(seconds)
+
+    def watch_heard(self, resource: str) -> None:
+        """See `Observer`."""
+        self._heard[resource] = time.monotonic()
+
+    def watch_ended(self, resource: str, cause: str) -> None:
+        """See `Observer`."""
+        self._api_watches.labels(resource=resource, cause=cause).inc()
+
+    def plugin_asked(self) -> None:
+        """See `Observer`."""
+        self._plugin_in_flight.inc()
+
+    def plugin_answered(self, command: str, code: str, seconds: float) -> None:
+        """See `Observer`."""
+        self._plugin_in_flight.dec()
+        self._plugin_calls.labels(command=command, code=code).inc()
+        self._plugin_duration.labels(command=command).observe(seconds)
+
+    def netns_job_began(self, waited: float) -> None:
+        """See `Observer`."""
+        self._netns_wait.observe(waited)
+
+    def _heard_ages(self) -> Values:
+        now = time.monotonic()
+        return {(resource,): now - heard for resource, heard in self._heard.items()}
 
     def _counter(self, definition: Definition) -> Counter:
         made = Counter(

@@ -39,6 +39,7 @@ _STATES = tuple(state.value for state in State)
 _WAYS = tuple(way.value for way in Way)
 _PHASES = tuple(phase.value for phase in Phase)
 _REASONS = tuple(reason.value for reason in Reason)
+_COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION", "unknown")
 _REQUESTS = ("add", "keep", "del", "snapshot_sent")
 _RESULTS = ("accepted", "refused", "unanswered")
 
@@ -136,6 +137,97 @@ SNAPSHOT_SIZE = Definition(
     "Pods that the ztunnel which connected last was told of at first.",
 )
 
+# The CNI plugin
+
+PLUGIN_CALLS = Definition(
+    "nodeagent_plugin_calls_total",
+    Kind.COUNTER,
+    "Calls of the CNI plugin by command and error code: 0 where it succeeds, those of the CNI "
+    "specification, 100 for a CHECK that finds a difference; the code is counted, too, where the "
+    "answer hides it (DEL, STATUS).",
+    {"command": _COMMANDS, "code": ()},
+)
+PLUGIN_DURATION = Definition(
+    "nodeagent_plugin_call_duration_seconds",
+    Kind.HISTOGRAM,
+    "From a call of the CNI plugin to its answer; an ADD includes the pod's enrollment.",
+    {"command": _COMMANDS},
+    _LONG,
+)
+PLUGIN_IN_FLIGHT = Definition(
+    "nodeagent_plugin_calls_in_flight",
+    Kind.GAUGE,
+    "Calls of the CNI plugin that wait for an answer.",
+)
+
+# The API server
+
+API_REQUESTS = Definition(
+    "nodeagent_api_requests_total",
+    Kind.COUNTER,
+    "Requests to the API server by Kubernetes' verb and HTTP status; none: there was no answer.",
+    {"verb": ("get", "list", "watch", "patch", "create"), "code": ()},
+)
+API_LIST = Definition(
+    "nodeagent_api_list_duration_seconds",
+    Kind.HISTOGRAM,
+    "How long it took to list all objects of a resource.",
+    {"resource": ()},
+    _LONG,
+)
+API_HEARD_AGE = Definition(
+    "nodeagent_api_heard_age_seconds",
+    Kind.GAUGE,
+    "How long ago the API server sent something about the resource. Up to 150 is ordinary where "
+    "nothing happens: then the watch is begun anew.",
+    {"resource": ()},
+)
+API_WATCHES = Definition(
+    "nodeagent_api_watches_ended_total",
+    Kind.COUNTER,
+    "Watches that have ended: by the server in good order (ended), for too long a silence, because "
+    "the version to go on from was too old (expired), with a line that is no event (garbled), or "
+    "with another error (failed).",
+    {"resource": (), "cause": ("ended", "silent", "expired", "garbled", "failed")},
+)
+ANNOTATION = Definition(
+    "nodeagent_annotation_duration_seconds",
+    Kind.HISTOGRAM,
+    "From the decision on a pod's annotation until the API server has taken it.",
+    buckets=_LONG,
+)
+UNDELIVERED = Definition(
+    "nodeagent_undelivered",
+    Kind.GAUGE,
+    "What the API server has not taken yet: the annotations of so many pods, and events.",
+    {"what": ("annotations", "events")},
+)
+
+# The host
+
+PROBES_WANTED = Definition(
+    "nodeagent_host_probe_addresses",
+    Kind.GAUGE,
+    "Addresses of pods that should be in the host's sets for probes.",
+)
+PROBES_IN_ORDER = Definition(
+    "nodeagent_host_probes_in_order",
+    Kind.GAUGE,
+    "1 where the last look at the host's rules and sets for probes found or made them right, else "
+    "0; absent before the first.",
+)
+NETNS_JOBS = Definition(
+    "nodeagent_netns_jobs",
+    Kind.GAUGE,
+    "Jobs that run in pods' network namespaces, each in a thread.",
+)
+NETNS_WAIT = Definition(
+    "nodeagent_netns_job_wait_duration_seconds",
+    Kind.HISTOGRAM,
+    "For how long a job waited until it could begin in a pod's network namespace.",
+    buckets=_SHORT,
+)
+
 # The agent
 
 BUILD = Definition(
@@ -186,6 +278,16 @@ SECTIONS: Mapping[str, tuple[Definition, ...]] = {
         WARNINGS,
     ),
     "ztunnel": (ZTUNNELS, ZTUNNEL_REQUESTS, ZTUNNEL_ANSWER, SNAPSHOT, SNAPSHOT_SIZE),
+    "The CNI plugin": (PLUGIN_CALLS, PLUGIN_DURATION, PLUGIN_IN_FLIGHT),
+    "The API server": (
+        API_REQUESTS,
+        API_LIST,
+        API_HEARD_AGE,
+        API_WATCHES,
+        ANNOTATION,
+        UNDELIVERED,
+    ),
+    "The host": (PROBES_WANTED, PROBES_IN_ORDER, NETNS_JOBS, NETNS_WAIT),
     "The agent": (BUILD,),
     "As Istio's agent has them": (
         ISTIO_INSTALLS,

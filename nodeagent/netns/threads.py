@@ -24,6 +24,7 @@ from nodeagent.linux import syscalls as kernel
 from nodeagent.linux.thread_start import start_thread
 from nodeagent.netns.costs import Account, Cost, Limits
 from nodeagent.netns.netns import Netns, NetnsId
+from nodeagent.observer import NOBODY, Observer
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class NetnsThreads:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         overtime: float = OVERTIME,
         so_far: Callable[[], Cost] = Cost.so_far,
+        observer: Observer = NOBODY,
     ) -> None:
         """`size`: jobs at a time in the lane of ordinary pods; `overtime` is in seconds.
 
@@ -68,6 +70,7 @@ class NetnsThreads:
         self._home = Netns.current()
         self._limits = limits
         self._so_far = so_far
+        self._observer = observer
         self._lane = asyncio.Semaphore(size)
         self._slow_lane = asyncio.Semaphore(SLOW_LANE)
         self._visited: dict[NetnsId, _Visited] = {}
@@ -94,6 +97,11 @@ class NetnsThreads:
             raise
         return await self._begin(target, function, place)
 
+    @property
+    def jobs(self) -> int:
+        """How many jobs run, or wait for a thread to run them."""
+        return self._running
+
     def close(self) -> None:
         """Wait for what runs, some seconds at the most; what has not begun is refused."""
         self._closed = True
@@ -108,6 +116,7 @@ class NetnsThreads:
 
     async def _place(self, netns: NetnsId) -> "_Place":
         """Wait until a job in `netns` may begin."""
+        came = time.monotonic()
         visited = self._visited_netns(netns)
         await visited.turn.acquire()
         try:
@@ -116,6 +125,7 @@ class NetnsThreads:
         except BaseException:
             visited.turn.release()
             raise
+        self._observer.netns_job_began(time.monotonic() - came)
         return _Place(visited, lane)
 
     def _lane_for(self, account: Account) -> asyncio.Semaphore:

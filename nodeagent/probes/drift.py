@@ -98,16 +98,19 @@ class ProbeWatch:
         try:
             check = await self._check()
         except HostProbesError as error:
+            self._observer.host_checked(False)
             if str(error) != self._failure:
                 self._failure = str(error)
                 log.warning("the host's rules for probes cannot be kept", reason=str(error))
             return self._retry.delay()
         except Exception as error:
+            self._observer.host_checked(False)
             # A fault of ours here must not end the agent, on which every pod depends.
             if repr(error) != self._failure:
                 self._failure = repr(error)
                 log.exception("unexpected failure", work="the host's rules for probes")
             return self._retry.delay()
+        self._observer.host_checked(True)
         self._failure = ""
         self._retry.reset()
         if check.drift:

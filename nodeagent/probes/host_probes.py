@@ -85,6 +85,12 @@ class HostProbes:
         """What the host's rules should be."""
         return self._backend.rules
 
+    @property
+    def wanted(self) -> int:
+        """How many addresses of pods should be in the sets."""
+        # As a copy: a thread may change it meanwhile.
+        return len(frozenset().union(*list(self._claims.values())))
+
     async def start(self) -> None:
         """Have the host's rules and sets installed; keep every address that is in them.
 

@@ -65,6 +65,11 @@ class BackendMigration:
         self._reported: list[str] = []
         """The reasons in the log's last warning."""
 
+    @property
+    def wanted(self) -> int:
+        """See `HostProbes.wanted`."""
+        return self._probes.wanted
+
     async def start(self) -> None:
         """See `HostProbes.start`."""
         await self._probes.start()

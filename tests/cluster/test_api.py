@@ -15,6 +15,7 @@ import pytest
 
 from nodeagent.cluster import access
 from nodeagent.cluster.api import ApiError, ApiServer, NoClusterError
+from nodeagent.observer import Observer
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.following import connected
 from tests.cluster.proxy import FaultProxy
@@ -89,6 +90,29 @@ async def test_no_answer(config: str, proxy: FaultProxy) -> None:
         assert closed.value.status is None
         await proxy.up()
         assert await api.get(PODS)
+
+
+async def test_answers_are_told(config: str, proxy: FaultProxy) -> None:
+    """An observer hears of each request once: its status, or that there was no answer."""
+    told: list[tuple[str, str]] = []
+
+    class Heard(Observer):
+        def api_answered(self, verb: str, code: str) -> None:
+            told.append((verb, code))
+
+    async with ApiServer.connect(config, Heard()) as api:
+        await api.get(PODS)
+        proxy.answer(500, "unwell")
+        with pytest.raises(ApiError):
+            await api.patch(PODS, {})
+        proxy.answer(200, "<html>")
+        with pytest.raises(ApiError):
+            await api.post(PODS, {})
+        await proxy.down()
+        with pytest.raises(ApiError):
+            await api.get(PODS)
+        await proxy.up()
+    assert told == [("get", "200"), ("patch", "500"), ("create", "200"), ("get", "none")]
 
 
 async def test_stream(control_plane: ControlPlane, config: str, namespace: str) -> None:

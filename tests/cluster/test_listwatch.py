@@ -15,6 +15,7 @@ from nodeagent.cluster.api import ApiServer
 from nodeagent.cluster.known import Gone, Seen
 from nodeagent.cluster.listwatch import Listed, ListWatch, Resource
 from nodeagent.mesh.pod import Pod
+from nodeagent.observer import Observer
 from tests.eventually import PATIENCE
 
 PODS = Resource(
@@ -94,6 +95,35 @@ async def told(api: ApiServer, last: str, resource: Resource[Pod] = PODS) -> lis
                 case Listed():
                     names.append("listed")
     raise AssertionError("it has ended")
+
+
+async def test_what_becomes_of_a_watch_is_told() -> None:
+    """An observer hears of lists, of how watches end, and that something has come at all."""
+    heard: list[str] = []
+
+    class Heard(Observer):
+        def listed(self, resource: str, seconds: float) -> None:
+            assert seconds >= 0
+            heard.append(f"{resource} listed")
+
+        def watch_heard(self, resource: str) -> None:
+            heard.append(resource)
+
+        def watch_ended(self, resource: str, cause: str) -> None:
+            heard.append(f"{resource} {cause}")
+
+    expired = event("ERROR", {"code": 410, "message": "too old"})
+    api = Scripted(
+        [a_list(a_pod("first")), a_list(a_pod("last"))],
+        [event("ADDED", a_pod("second")), expired],
+    )
+    api.observer = Heard()
+    await told(api, "last")
+    assert heard == [
+        *("pods listed", "pods"),
+        *("pods", "pods", "pods", "pods expired"),
+        *("pods listed", "pods"),
+    ]
 
 
 texts = st.text(max_size=4) | st.just("\ud800") | st.just("9" * 300)

@@ -18,6 +18,7 @@ from nodeagent.cni.server import serve_plugin
 from nodeagent.mesh.eligibility import Policy
 from nodeagent.mesh.errors import RetryError
 from nodeagent.mesh.pod import Namespace, Pod
+from nodeagent.observer import NOBODY, Observer
 from tests.eventually import PATIENCE, eventually
 from tests.mesh.node import Bench, Node, bench
 from tests.mesh.pods import SHOP, a_pod
@@ -204,6 +205,7 @@ async def serving(
     deadline: float = PATIENCE,
     folder: bool = False,
     removal_grace: float = 0,
+    observer: Observer = NOBODY,
 ) -> AsyncIterator[Runtime]:
     """Serve the plugin over a heart; `folder`: pods come from manifests, no API is there."""
     api = ApiServer()
@@ -226,7 +228,7 @@ async def serving(
             lookup_namespace=None if folder else api.namespace,
             deadline=deadline,
         )
-        plugin = Plugin(on.table, admission, identify=runtime.identify)
+        plugin = Plugin(on.table, admission, identify=runtime.identify, observer=observer)
         with (
             mock.patch.object(on.table, "until", runtime.counting(on.table.until)),
             mock.patch.object(on.table, "until_synced", runtime.counting(on.table.until_synced)),

@@ -12,6 +12,7 @@ import pytest
 from nodeagent.mesh.dependencies import Inspection
 from nodeagent.mesh.pod import CONFIG_HASH, CONFIG_MIRROR, Namespace, Pod, PodUID
 from nodeagent.mesh.progress import State
+from nodeagent.observer import Observer
 from tests.cni.container_runtime import (
     TRY_AGAIN,
     body,
@@ -40,6 +41,35 @@ async def test_mesh_pod_goes_on_when_it_is_accepted(tmp_path: Path) -> None:
         assert (node.rules, node.ztunnel) == ({1}, {"1": 1})
         assert runtime.on.workload("1").pod.addresses == (IPv4Address("10.0.0.1"),)
         assert runtime.api.asked == [], "what the cache knows is not asked for"
+
+
+async def test_calls_are_told(tmp_path: Path) -> None:
+    """An observer hears of each call twice, and of the code where the answer hides it."""
+    told: list[tuple[str, ...]] = []
+
+    class Heard(Observer):
+        def plugin_asked(self) -> None:
+            told.append(("asked",))
+
+        def plugin_answered(self, command: str, code: str, seconds: float) -> None:
+            assert seconds >= 0
+            told.append((command, code))
+
+    node = Node(ztunnel=None)
+    async with serving(tmp_path, node, deadline=0.2, observer=Heard()) as runtime:
+        known(runtime)
+        assert (await runtime.add()).code == TRY_AGAIN
+        node.ztunnel = {}
+        runtime.on.table.wake(PodUID("1"))
+        assert (await runtime.add()).success
+        assert (await runtime.post("/cni", body("DEL", "no JSON"))).success
+        assert (await runtime.post("/cni", body("VERSION", ""))).success
+        assert not (await runtime.post("/cni", b"no JSON")).success
+    answered = [each for each in told if each != ("asked",)]
+    assert answered == [
+        *(("ADD", "11"), ("ADD", "0"), ("DEL", "6"), ("VERSION", "0"), ("unknown", "4"))
+    ]
+    assert len(told) == 2 * len(answered)
 
 
 async def test_previous_result_is_passed_on_to_the_byte(tmp_path: Path) -> None:

@@ -55,12 +55,23 @@ def test_what_is_told_is_counted() -> None:
     metrics.warned(Reason.BROKEN)
     metrics.ztunnel_answered("add", "refused", 0.002)
     metrics.snapshot_sent(7, 0.02)
+    metrics.host_checked(False)
+    metrics.annotated(0.25)
+    metrics.api_answered("patch", "200")
+    metrics.listed("pods", 0.5)
+    metrics.watch_heard("pods")
+    metrics.watch_ended("pods", "silent")
+    metrics.plugin_asked()
+    metrics.plugin_asked()
+    metrics.plugin_answered("ADD", "11", 3)
+    metrics.netns_job_began(0.5)
     after = samples(metrics)
     moved = {
-        name: number - before[name]
+        name: number - before.get(name, 0)
         for name, number in after.items()
-        if number != before[name] and not name.startswith("process_") and "_bucket{" not in name
+        if number != before.get(name) and not name.startswith("process_") and "_bucket{" not in name
     }
+    assert 0 <= moved.pop('nodeagent_api_heard_age_seconds{resource="pods"}') < 300
     assert moved == {
         'nodeagent_enrollment_phase_duration_seconds_count{phase="found",way="cni"}': 1,
         'nodeagent_enrollment_phase_duration_seconds_sum{phase="found",way="cni"}': 0.02,
@@ -77,6 +88,19 @@ def test_what_is_told_is_counted() -> None:
         "nodeagent_ztunnel_snapshot_duration_seconds_count": 1,
         "nodeagent_ztunnel_snapshot_duration_seconds_sum": 0.02,
         "nodeagent_ztunnel_snapshot_workloads": 7,
+        "nodeagent_host_probes_in_order": 0,
+        "nodeagent_annotation_duration_seconds_count": 1,
+        "nodeagent_annotation_duration_seconds_sum": 0.25,
+        'nodeagent_api_requests_total{code="200",verb="patch"}': 1,
+        'nodeagent_api_list_duration_seconds_count{resource="pods"}': 1,
+        'nodeagent_api_list_duration_seconds_sum{resource="pods"}': 0.5,
+        'nodeagent_api_watches_ended_total{cause="silent",resource="pods"}': 1,
+        "nodeagent_plugin_calls_in_flight": 1,
+        'nodeagent_plugin_calls_total{code="11",command="ADD"}': 1,
+        'nodeagent_plugin_call_duration_seconds_count{command="ADD"}': 1,
+        'nodeagent_plugin_call_duration_seconds_sum{command="ADD"}': 3,
+        "nodeagent_netns_job_wait_duration_seconds_count": 1,
+        "nodeagent_netns_job_wait_duration_seconds_sum": 0.5,
     }
 
 

@@ -12,6 +12,7 @@ from nodeagent.linux import syscalls as kernel
 from nodeagent.netns.costs import NO_LIMITS, Cost
 from nodeagent.netns.netns import Netns
 from nodeagent.netns.threads import LANE, MOST_OVERTIME, SLOW_LANE, NetnsThreads, TooCostlyError
+from nodeagent.observer import Observer
 from tests.descriptors import open_descriptors
 from tests.eventually import PATIENCE, eventually
 from tests.lab.pod import call_in_thread
@@ -97,6 +98,27 @@ async def test_blocked_pods_hold_up_nobody(pods: Callable[[int], list[Netns]]) -
         for number in range(20):
             assert await threads.run(innocent, partial(int, number)) == number
         await eventually(lambda: jobs.begun == len(hostile))
+
+
+async def test_waiting_is_told(pods: Callable[[int], list[Netns]]) -> None:
+    """An observer hears how long each job has waited, once it begins."""
+    waits: list[float] = []
+
+    class Heard(Observer):
+        def netns_job_began(self, waited: float) -> None:
+            waits.append(waited)
+
+    netns, other = pods(2)
+    threads = NetnsThreads(1, overtime=FOREVER, observer=Heard())
+    async with blocked(threads) as jobs:
+        jobs.add(netns)
+        await eventually(lambda: jobs.begun == 1)
+        jobs.add(other)
+        await asyncio.sleep(0.05)
+        assert (len(waits), threads.jobs) == (1, 1)
+        await jobs.end()
+        assert (len(waits), threads.jobs) == (2, 0)
+        assert waits[1] > 0.04
 
 
 async def test_number_of_threads_is_bounded(pods: Callable[[int], list[Netns]]) -> None:
