@@ -5,11 +5,11 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 	--no-header --no-annotate
 PROTOC := PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m grpc_tools.protoc
 C_FILES := $(shell git ls-files "*.c" "*.h")
-SHELL_FILES := deploy/setup deploy/make-dist .ci/run
+SHELL_FILES := deploy/setup deploy/make-dist deploy/make-image .ci/run
 # Where Debian keeps ip and nft, out of an ordinary user's way.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo quick test test-cluster fuzz bench fmt lint types hooks dist proto lock docs-metrics clean
+.PHONY: help demo quick test test-cluster fuzz bench fmt lint types hooks dist image proto lock docs-metrics clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ hooks: ## run `make fmt` and `make lint` before each commit of this clone
 dist: ## wheel, source archive, SBOM and checksums in dist/, the same bytes each time
 	@deploy/setup dist
 	deploy/make-dist
+
+image: ## the image in dist/ without a registry, as an OCI archive with its SBOM (needs root)
+	@deploy/setup image
+	deploy/make-image
 
 proto: ## make the generated code of proto/ anew
 	$(PROTOC) -Iproto --python_out=nodeagent/zds --mypy_out=nodeagent/zds proto/zds.proto

@@ -23,6 +23,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import DEPLOY, apply, build
 from tests.cluster.proxy import FaultProxy
 from tests.cni import chains, libcni
+from tests.deploy import built_image
 from tests.lab.lab import Lab
 from tests.lab.pod import Pod
 from tests.runtime import containerd as runtime
@@ -53,6 +54,7 @@ _NEEDS = (
     _Need("apiserver", frozenset({"control_plane"}), binaries.missing),
     _Need("helm", frozenset({"chart"}), binaries.helm_missing),
     _Need("runtime", frozenset({"containerd"}), runtime.missing),
+    _Need("image", frozenset({"image_archive"}), built_image.missing),
     _Need("libcni", frozenset({"libcni_driver"}), libcni.missing),
     _Need("plugins", frozenset({"bridge"}), chains.missing),
 )

@@ -133,7 +133,9 @@ class Containerd(Sandboxes):
                 while not await self.network_ready():
                     await self._pause()
                 if not await self.has_image():
-                    await self._import_image()
+                    await self.import_image(self._archive)
+                    while not await self.has_image():
+                        await self._pause()
         except TimeoutError:
             raise AssertionError(f"containerd did not start:\n{self.log.read_text()}") from None
 
@@ -157,6 +159,14 @@ class Containerd(Sandboxes):
         roots = [_CGROUPS, *_CGROUPS.iterdir()]
         found = [root / path for root in roots for path in paths if path]
         return [path for path in found if path.is_dir()]
+
+    async def import_image(self, archive: Path) -> None:
+        """Take the image in an OCI archive, under the name that stands in it."""
+        command = ("ctr", "--address", self.endpoint, "--namespace", "k8s.io", "images", "import")
+        importing = await asyncio.create_subprocess_exec(
+            *command, *("--snapshotter", "native", str(archive)), stdout=asyncio.subprocess.DEVNULL
+        )
+        assert await importing.wait() == 0
 
     async def __aenter__(self) -> Self:
         await _run("ip", "link", "set", "lo", "up")
@@ -190,17 +200,6 @@ class Containerd(Sandboxes):
             with contextlib.suppress(ProcessLookupError):
                 getattr(process, how)()
             await process.wait()
-
-    async def _import_image(self) -> None:
-        command = ("ctr", "--address", self.endpoint, "--namespace", "k8s.io", "images", "import")
-        importing = await asyncio.create_subprocess_exec(
-            *command,
-            *("--snapshotter", "native", str(self._archive)),
-            stdout=asyncio.subprocess.DEVNULL,
-        )
-        assert await importing.wait() == 0
-        while not await self.has_image():
-            await self._pause()
 
     async def _pause(self) -> None:
         process = self._process

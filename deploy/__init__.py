@@ -1,0 +1,1 @@
+"""What is deployed, and the programs that make it."""
