@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -50,9 +51,14 @@ class _Need:
     """Why it is not here; None where it is."""
 
 
+def _promtool_missing() -> str | None:
+    return None if shutil.which("promtool") else "promtool, of Debian's package prometheus"
+
+
 _NEEDS = (
     _Need("apiserver", frozenset({"control_plane"}), binaries.missing),
     _Need("helm", frozenset({"chart"}), binaries.helm_missing),
+    _Need("promtool", frozenset({"promtool"}), _promtool_missing),
     _Need("runtime", frozenset({"containerd"}), runtime.missing),
     _Need("image", frozenset({"image_archive"}), built_image.missing),
     _Need("libcni", frozenset({"libcni_driver"}), libcni.missing),
@@ -119,6 +125,14 @@ def deployed(control_plane: ControlPlane) -> ControlPlane:
     """The same, with `deploy/base` applied: ServiceAccount istio-system/nodeagent may work."""
     apply(control_plane.admin, build(DEPLOY / "base"))
     return control_plane
+
+
+@pytest.fixture
+def promtool() -> str:
+    """The program with which Prometheus' rules are tested."""
+    found = shutil.which("promtool")
+    assert found, _promtool_missing()
+    return found
 
 
 @pytest.fixture
