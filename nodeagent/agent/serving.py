@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from nodeagent.admin.server import serve_admin, serve_health
+from nodeagent.agent.alone import until_alone
 from nodeagent.agent.answers import answers
 from nodeagent.agent.assembly import Assembly, assembled
 from nodeagent.agent.cni_wiring import installer, plugin_server
@@ -66,6 +67,10 @@ async def serve(
     attempted = readiness.token("a first look at each pod")
     tasks = asyncio.TaskGroup()
     async with contextlib.AsyncExitStack() as stack:
+        # First: kubelet does not end an agent that waits for another one.
+        if address := _readiness_address(settings):
+            await stack.enter_async_context(serve_health(address, missing=readiness.missing))
+        await until_alone(settings)
         node = await stack.enter_async_context(assembled(settings, api, tasks, metrics))
         table = node.reconciler.table
         chain = installer(settings, metrics.installation)
@@ -116,7 +121,7 @@ async def serve(
 async def _sockets(
     settings: Settings, node: Assembly, readiness: Readiness
 ) -> AsyncIterator[socket.socket]:
-    """Answer kubelet and ``nodeagent status``, and yield ztunnel's listener. Raises ``OSError``."""
+    """Answer ``nodeagent status``, and yield ztunnel's listener. Raises ``OSError``."""
 
     def workloads() -> list[dict[str, object]]:
         return [workload.describe() for workload in node.reconciler.table]
@@ -137,8 +142,6 @@ async def _sockets(
                 answers=answers(node, readiness.missing),
             )
         )
-        if address := _readiness_address(settings):
-            await stack.enter_async_context(serve_health(address, missing=readiness.missing))
         yield listener
 
 
