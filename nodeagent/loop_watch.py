@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 import traceback
+from bisect import bisect_left
 from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
@@ -34,6 +36,26 @@ _PLACES = 100
 _CALLS = 4
 """Functions of the stack that are logged, the innermost first."""
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+TURN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Upper bounds of the classes in which the loop's turns are counted, in seconds."""
+
+
+@dataclass(slots=True)
+class Turns:
+    """How long the loop was at work between two waits for events: nothing else ran meanwhile."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(TURN_BUCKETS) + 1))
+    """The number of turns in each class of `TURN_BUCKETS`; the last is that of the longer ones."""
+    seconds: float = 0.0
+    """Of all turns together."""
+
+
+def turns() -> Turns:
+    """The turns of the running loop so far; none in a loop that `run` has not made."""
+    loop = asyncio.get_running_loop()
+    return loop.notes.turns if isinstance(loop, _WatchedLoop) else Turns()
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -72,6 +94,7 @@ class _Notes(selectors.DefaultSelector):
 
     def __init__(self) -> None:
         super().__init__()
+        self.turns = Turns()
         self.turn = 0
         """The number of turns that the loop has made."""
         self.working_since: float | None = None
@@ -81,6 +104,10 @@ class _Notes(selectors.DefaultSelector):
         self.works = threading.Event()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.working_since is not None:
+            worked = time.monotonic() - self.working_since
+            self.turns.counts[bisect_left(TURN_BUCKETS, worked)] += 1
+            self.turns.seconds += worked
         self.working_since = None
         try:
             return super().select(timeout)

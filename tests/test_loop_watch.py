@@ -136,3 +136,17 @@ def test_another_loop_is_not_watched() -> None:
             pass
 
     asyncio.run(main())
+
+
+def test_turns_are_counted_by_their_length() -> None:
+    """A function that holds the loop up is one turn, in the class of its length."""
+
+    async def work() -> loop_watch.Turns:
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 - holds up the loop, as what is counted does
+        await asyncio.sleep(0.001)
+        return loop_watch.turns()
+
+    turns = loop_watch.run(work())
+    assert sum(turns.counts[-3:]) >= 1
+    assert turns.seconds >= 0.3

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from nodeagent.agent.assembly import Assembly
+from nodeagent.loop_watch import turns
 from nodeagent.metrics import definitions as the
 from nodeagent.metrics.counting import Metrics, Values
 from nodeagent.metrics.pods import show_pods
@@ -10,6 +11,7 @@ from nodeagent.metrics.pods import show_pods
 
 def show_figures(metrics: Metrics, node: Assembly, *, installed: Callable[[], bool]) -> None:
     """Have `metrics` tell of `node`, and whether the CNI plugin is `installed`."""
+    metrics.show_turns(turns)
     show_pods(metrics, node.reconciler.table)
     metrics.read_at_scrape(the.ISTIO_INSTALL_READY, _one(installed))
     metrics.read_at_scrape(the.ISTIO_ZTUNNEL, _one(lambda: node.ztunnels.connected))

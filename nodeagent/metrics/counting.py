@@ -16,10 +16,12 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from nodeagent import __version__
+from nodeagent.loop_watch import Turns
 from nodeagent.metrics import definitions as the
 from nodeagent.metrics.definitions import Definition
 from nodeagent.observer import Observer, Phase, Reason, Way
@@ -66,6 +68,10 @@ class Metrics(Observer):
         self._reconcile_events = self._counter(the.ISTIO_EVENTS)
         self._gauge(the.BUILD).labels(version=__version__).set(1)
         self._gauge(the.ISTIO_BUILD).labels(component="cni", tag=__version__).set(1)
+
+    def show_turns(self, read: Callable[[], Turns]) -> None:
+        """Have `read` say how long the event loop's turns took."""
+        self.registry.register(_TurnsCollector(read))
 
     def read_at_scrape(self, definition: Definition, read: Callable[[], Values]) -> None:
         """Have `read` say the figures of a gauge whenever Prometheus asks."""
@@ -197,6 +203,24 @@ class _State(Collector):
             for values, number in read().items():
                 family.add_metric(values, number)
             yield family
+
+
+class _TurnsCollector(Collector):
+    """The event loop counts by itself, as each of its turns would be too dear to tell."""
+
+    def __init__(self, read: Callable[[], Turns]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        turns = self._read()
+        bounds = [*map(floatToGoString, the.LOOP_TURN.buckets), "+Inf"]
+        counts = itertools.accumulate(turns.counts)
+        yield HistogramMetricFamily(
+            the.LOOP_TURN.name,
+            the.LOOP_TURN.text,
+            buckets=list(zip(bounds, counts, strict=True)),
+            sum_value=turns.seconds,
+        )
 
 
 def _combinations(definition: Definition) -> Iterable[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from nodeagent.loop_watch import TURN_BUCKETS
 from nodeagent.mesh.progress import State
 from nodeagent.observer import Phase, Reason, Way
 
@@ -230,6 +231,12 @@ NETNS_WAIT = Definition(
 
 # The agent
 
+LOOP_TURN = Definition(
+    "nodeagent_event_loop_turn_duration_seconds",
+    Kind.HISTOGRAM,
+    "How long the event loop was at work between two waits: for so long everything else waited.",
+    buckets=TURN_BUCKETS,
+)
 BUILD = Definition(
     "nodeagent_build_info", Kind.GAUGE, "The agent's version, always 1.", {"version": ()}
 )
@@ -288,7 +295,7 @@ SECTIONS: Mapping[str, tuple[Definition, ...]] = {
         UNDELIVERED,
     ),
     "The host": (PROBES_WANTED, PROBES_IN_ORDER, NETNS_JOBS, NETNS_WAIT),
-    "The agent": (BUILD,),
+    "The agent": (LOOP_TURN, BUILD),
     "As Istio's agent has them": (
         ISTIO_INSTALLS,
         ISTIO_INSTALL_READY,

@@ -61,6 +61,9 @@ async def test_figures_move_with_what_happens(
     assert (figures["nodeagent_ztunnel_connections"], figures["ztunnel_connected"]) == (1, 1)
     assert (figures[ZTUNNEL_ADD], figures[WATCH_IN], figures[REPAIRS]) == (1, 1, 0)
     assert figures["nodeagent_unredirected_pods"] == 0
+    turns = "nodeagent_event_loop_turn_duration_seconds"
+    assert figures[f"{turns}_count"] == figures[f'{turns}_bucket{{le="+Inf"}}'] > 10
+    assert 0 < figures[f"{turns}_sum"] < 300
     assert figures["process_resident_memory_bytes"] > 0
     web.shell("nft flush ruleset")
     await until(url, lambda figures: figures[REPAIRS] > 0)
