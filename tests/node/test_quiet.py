@@ -20,6 +20,11 @@ def lines(node: Node) -> list[dict[str, str]]:
         return [json.loads(line) for line in log]
 
 
+def of_the_agent(node: Node) -> list[dict[str, str]]:
+    """Without the warning of an event loop that was held up: a busy machine does that, too."""
+    return [line for line in lines(node) if not line["event"].startswith("something holds up")]
+
+
 def shown(found: Sequence[dict[str, str]]) -> str:
     return "\n".join(json.dumps(line) for line in found)
 
@@ -56,7 +61,7 @@ async def test_ordinary_life(node: Node) -> None:
         await node.end(pod)
         await node.until_let_go(pod.uid)
     await node.until_heard()
-    loud = [line for line in lines(node) if line["level"] not in _QUIET]
+    loud = [line for line in of_the_agent(node) if line["level"] not in _QUIET]
     assert {line["event"] for line in loud} == ACTIONABLE, shown(loud)
 
 
@@ -68,7 +73,7 @@ async def test_quiet_node(node: Node) -> None:
     pod = await node.run("web")
     await node.until_annotated(pod, "enabled")
     await node.until_heard()
-    before = len(lines(node))
+    before = len(of_the_agent(node))
     # Only the binding of the socket is looked at: `nodeagent check` beside a running agent.
     assert check_zds_socket(node.agent.settings).ok
     await eventually(lambda: node.agent.said("ztunnel disconnected"))
@@ -78,7 +83,7 @@ async def test_quiet_node(node: Node) -> None:
         assert node.row(pod.uid)
     node.proxy.cut()
     await node.until_heard()
-    told = [line for line in lines(node)[before:] if line["level"] != "debug"]
+    told = [line for line in of_the_agent(node)[before:] if line["level"] != "debug"]
     assert told == [], shown(told)
 
 
@@ -102,5 +107,5 @@ async def test_end_of_a_pod(node: Node, how: str) -> None:
         await node.containerd.remove_sandbox(pod.sandbox)
         node.forget(pod)
         await eventually(lambda uid=pod.uid: node.row(uid) is None)  # type: ignore[misc]
-    loud = [line for line in lines(node) if line["level"] not in _QUIET]
+    loud = [line for line in of_the_agent(node) if line["level"] not in _QUIET]
     assert loud == [], shown(loud)
