@@ -8,6 +8,7 @@ import structlog
 from nodeagent.admin.server import serve_admin, serve_health
 from nodeagent.agent.cni_wiring import uninstall_plugin
 from nodeagent.config import Settings
+from nodeagent.metrics import definitions
 from nodeagent.metrics.counting import Metrics
 from nodeagent.metrics.server import serving_metrics
 
@@ -35,9 +36,16 @@ async def serve_idle(settings: Settings, health_address: str, monitoring_port: i
         )
         if health_address:
             await stack.enter_async_context(serve_health(health_address, missing=list))
-        await stack.enter_async_context(serving_metrics(monitoring_port, Metrics()))
+        await stack.enter_async_context(serving_metrics(monitoring_port, _figures()))
         log.info("ready", pods=0)
         await asyncio.Event().wait()
+
+
+def _figures() -> Metrics:
+    metrics = Metrics()
+    for figure in (definitions.ISTIO_INSTALL_READY, definitions.ISTIO_ZTUNNEL):
+        metrics.read_at_scrape(figure, lambda: {(): 0.0})
+    return metrics
 
 
 async def _no_history(_uid: str) -> object:
